@@ -1,0 +1,148 @@
+// Vectors of floats: one type `Vec` of `kLanes` floats per instruction set, the same names in each.
+//
+// Every file of this folder but kernels.cpp is compiled once per instruction set, with
+// EFFNET_FAST_ISA naming the namespace that all its code lives in. An inline function outside that
+// namespace (std::min, a method of Map) may be emitted by the linker from the copy with the newest
+// instructions, so the kernels call none.
+#pragma once
+
+#include <cstdint>
+
+#if !defined(EFFNET_FAST_ISA)
+#error "EFFNET_FAST_ISA must name the instruction set: scalar or avx2"
+#endif
+
+#define EFFNET_FAST_INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+
+namespace effnet_fast::EFFNET_FAST_ISA {
+
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;  // vectors of kLanes that the register file holds
+constexpr bool kFmaRoundsOnce = true;
+
+struct Vec {
+  __m256 v;
+};
+
+// All lanes of a memory access, or the first few: loads give 0 in the others, stores leave them.
+struct Full {};
+alignas(64) static constexpr int32_t kTailMask[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+struct Tail {
+  __m256i mask;
+  explicit Tail(int64_t lanes)
+      : mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTailMask + kLanes - lanes))) {}
+};
+
+EFFNET_FAST_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
+EFFNET_FAST_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+EFFNET_FAST_INLINE Vec load(const float* p, Full = {}) { return {_mm256_loadu_ps(p)}; }
+EFFNET_FAST_INLINE Vec load(const float* p, Tail t) { return {_mm256_maskload_ps(p, t.mask)}; }
+EFFNET_FAST_INLINE void store(float* p, Vec a, Full = {}) { _mm256_storeu_ps(p, a.v); }
+EFFNET_FAST_INLINE void store(float* p, Vec a, Tail t) { _mm256_maskstore_ps(p, t.mask, a.v); }
+EFFNET_FAST_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// min and max give b when either is NaN.
+EFFNET_FAST_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+// 2^n; the low bits of a lane of n_plus_127, read as an integer, are n + 127. 0 at n = -127,
+// infinity at n = 128.
+EFFNET_FAST_INLINE Vec exp2_of_bits(Vec n_plus_127) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n_plus_127.v), 23))};
+}
+
+}  // namespace effnet_fast::EFFNET_FAST_ISA
+
+#else
+
+namespace effnet_fast::EFFNET_FAST_ISA {
+
+constexpr int kLanes = 8;
+constexpr int kRegisters = 8;  // 16 of the 4 lanes that every x86-64 has
+constexpr bool kFmaRoundsOnce = false;
+
+// Two vectors of 4: the width that x86-64 has without any flag.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Vec {
+  Float4 lo, hi;
+};
+
+struct Full {};
+struct Tail {
+  int64_t lanes;
+  explicit Tail(int64_t lanes) : lanes(lanes) {}
+};
+
+EFFNET_FAST_INLINE Vec broadcast(float x) { return {Float4{x, x, x, x}, Float4{x, x, x, x}}; }
+EFFNET_FAST_INLINE Vec zero() { return broadcast(0.0f); }
+EFFNET_FAST_INLINE Vec load(const float* p, Full = {}) {
+  Vec a;
+  __builtin_memcpy(&a.lo, p, sizeof(a.lo));
+  __builtin_memcpy(&a.hi, p + 4, sizeof(a.hi));
+  return a;
+}
+EFFNET_FAST_INLINE Vec load(const float* p, Tail t) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < t.lanes; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+EFFNET_FAST_INLINE void store(float* p, Vec a, Full = {}) {
+  __builtin_memcpy(p, &a.lo, sizeof(a.lo));
+  __builtin_memcpy(p + 4, &a.hi, sizeof(a.hi));
+}
+EFFNET_FAST_INLINE void store(float* p, Vec a, Tail t) {
+  float lanes[kLanes];
+  store(lanes, a);
+  for (int64_t i = 0; i < t.lanes; ++i) p[i] = lanes[i];
+}
+EFFNET_FAST_INLINE Vec operator+(Vec a, Vec b) { return {a.lo + b.lo, a.hi + b.hi}; }
+EFFNET_FAST_INLINE Vec operator-(Vec a, Vec b) { return {a.lo - b.lo, a.hi - b.hi}; }
+EFFNET_FAST_INLINE Vec operator*(Vec a, Vec b) { return {a.lo * b.lo, a.hi * b.hi}; }
+EFFNET_FAST_INLINE Vec operator/(Vec a, Vec b) { return {a.lo / b.lo, a.hi / b.hi}; }
+// Two roundings: without the instruction, libm's exact one would cost a call per lane.
+EFFNET_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+EFFNET_FAST_INLINE Vec min(Vec a, Vec b) {
+  return {a.lo < b.lo ? a.lo : b.lo, a.hi < b.hi ? a.hi : b.hi};
+}
+EFFNET_FAST_INLINE Vec max(Vec a, Vec b) {
+  return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
+}
+EFFNET_FAST_INLINE Vec exp2_of_bits(Vec n_plus_127) {
+  return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(n_plus_127.lo) << 23),
+          reinterpret_cast<Float4>(reinterpret_cast<Int4>(n_plus_127.hi) << 23)};
+}
+
+}  // namespace effnet_fast::EFFNET_FAST_ISA
+
+#endif
+
+namespace effnet_fast::EFFNET_FAST_ISA {
+
+EFFNET_FAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+EFFNET_FAST_INLINE int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+EFFNET_FAST_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+EFFNET_FAST_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Floats of scratch that hold n pointers.
+EFFNET_FAST_INLINE int64_t pointer_floats(int64_t n) {
+  return round_up(ceil_div(n * static_cast<int64_t>(sizeof(float*)), sizeof(float)), 16);
+}
+
+// The sum of the lanes, in a fixed order.
+EFFNET_FAST_INLINE float lane_sum(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+}  // namespace effnet_fast::EFFNET_FAST_ISA

@@ -1,0 +1,247 @@
+"""The CPU engine: a plan's native stages as C++ programs, everything else in torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..graph import run_calls
+from ..network import Act, Network, Window
+from ..ops import swish
+from ..ops.extension import extension
+from ..ops.packing import pack_conv, pack_depthwise, pack_transposed
+from ..ops.step import nhwc
+from ..plan import Plan, Stage, Step
+
+
+class PackedWeights:
+    """The weights of a network as the kernels read them, packed once and shared by the plans of all image sizes."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, torch.Tensor] = {}
+        self._lock = threading.Lock()
+
+    def address(self, tensor: torch.Tensor | None, pack: Any = None) -> int:
+        """Where a tensor is (0 for None), packed by ``pack`` if given. The network keeps ``tensor`` alive."""
+        if tensor is None:
+            return 0
+        if pack is None:
+            return tensor.data_ptr()
+        with self._lock:
+            key = id(tensor)
+            if key not in self._packed:
+                self._packed[key] = pack(tensor)
+            return self._packed[key].data_ptr()
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._packed.values())
+
+
+class CpuEngine:
+    """Runs one plan. Safe to call from several threads at once."""
+
+    def __init__(self, plan: Plan, weights: PackedWeights):
+        self.plan = plan
+        self._weights = weights
+        self._native = extension()
+        self._stages = [
+            _NativeStage(self, stage) if stage.native else _TorchStage(plan.network, stage)
+            for stage in plan.stages
+        ]
+
+    def run(self, x: torch.Tensor, threads: int) -> dict[str, torch.Tensor]:
+        """The values that the stages leave, among them the network's outputs, for images (N, C, H, W), float32."""
+        values: dict[str, torch.Tensor] = {self.plan.network.input: x}
+        for stage in self._stages:
+            stage.run(values, x.shape[0], threads)
+        return values
+
+    def profile(self, x: torch.Tensor, threads: int) -> list[tuple[Step, float]]:
+        """The native steps with their seconds, for one batch."""
+        values: dict[str, torch.Tensor] = {self.plan.network.input: x}
+        times: list[tuple[Step, float]] = []
+        for stage in self._stages:
+            if isinstance(stage, _NativeStage):
+                seconds = stage.profile(values, x.shape[0], threads)
+                times += zip(stage.order, seconds, strict=True)
+            else:
+                stage.run(values, x.shape[0], threads)
+        return times
+
+    def workspace_bytes(self, threads: int) -> int:
+        """What the programs keep between runs: arenas and scratch."""
+        return sum(
+            stage.program.workspace_bytes(threads)
+            for stage in self._stages
+            if isinstance(stage, _NativeStage)
+        )
+
+    # ---- a step's constants, as the bindings take them --------------------------------------------------------------
+
+    def conv(self, node: Any) -> Any:
+        cout, cin = node.weight.shape[:2]
+        act = getattr(node, "act", Act.NONE)
+        weights = self._weights
+        packed = weights.address(node.weight, pack_conv)
+        return self._native.Conv(cin, cout, packed, weights.address(node.bias), int(act))
+
+    def depthwise(self, node: Any, window: Window) -> Any:
+        packed = self._weights.address(node.weight, pack_depthwise)
+        bias = self._weights.address(node.bias)
+        c = node.weight.shape[0]
+        return self._native.DepthwiseConv(c, self.window(window), packed, bias, int(node.act))
+
+    def squeeze_excite(self, node: Any) -> Any:
+        squeezed, c = node.w1.shape
+        address = self._weights.address
+        return self._native.SqueezeExcite(
+            c, squeezed, address(node.w1), address(node.b1), address(node.w2, pack_transposed),
+            address(node.b2), int(node.act), int(node.gate_act),
+        )
+
+    def window(self, window: Window) -> Any:
+        return self._native.Window(
+            *window.kernel, *window.stride, *window.dilation, *window.pads(0, 0)
+        )
+
+
+class _NativeStage:
+    """One C++ program and the tensors that it exchanges with the other stages."""
+
+    def __init__(self, engine: CpuEngine, stage: Stage):
+        native = engine._native
+        self.network = engine.plan.network
+        self.stage = stage
+        self.sizes = {
+            name: engine.plan.sizes[name]
+            for name in (*stage.inputs, *stage.internal, *stage.outputs)
+        }
+        self.made = (*stage.internal, *stage.outputs)
+        # The stem reads the image in any layout; whoever else reads a tensor wants its channels adjacent.
+        self.any_layout = {
+            name
+            for name in stage.inputs
+            if all(step.operator == "stem_conv" for step in stage.steps if name in step.reads())
+        }
+        self.order = sorted(stage.steps, key=lambda step: step.operator == "classifier")
+        self.program = native.Program(stage.arena)
+        index = {name: i for i, name in enumerate((*stage.inputs, *self.made))}
+
+        def operand(name: str | None) -> Any:
+            if name is None:
+                return native.Operand.none()
+            name = self.network.aliases.get(name, name)
+            size = engine.plan.sizes[name]
+            if name in index:
+                return native.Operand.tensor(index[name], *size)
+            return native.Operand.arena(stage.offsets[name], *size)
+
+        for step in self.order:
+            _append(engine, self.program, step, operand)
+
+    def run(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> None:
+        tensors, made, _alive = self._bind(values, batch)
+        self.program.run(tensors, batch, threads)
+        values.update(made)
+
+    def profile(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> list[float]:
+        tensors, made, _alive = self._bind(values, batch)
+        seconds = self.program.profile(tensors, batch, threads)
+        values.update(made)
+        return seconds
+
+    def _bind(
+        self, values: Mapping[str, torch.Tensor], batch: int
+    ) -> tuple[list[tuple[int, ...]], dict[str, torch.Tensor], list[torch.Tensor]]:
+        """The call's tensors as the program takes them, and what it makes: maps (N, C, H, W), vectors (N, C)."""
+        tensors, alive = [], []
+        for name in self.stage.inputs:
+            x = values[name]
+            size = self.sizes[name]
+            x = x.reshape(batch, *size) if x.dim() != 4 else x
+            if name in self.any_layout:
+                strides = x.stride()
+            else:
+                x, strides = nhwc(x)
+            alive.append(x)
+            tensors.append((x.data_ptr(), batch, *size, *strides))
+        made = {}
+        for name in self.made:
+            c, h, w = self.sizes[name]
+            y = torch.empty((batch, h, w, c))
+            made[name] = y.permute(0, 3, 1, 2) if (h, w) != (1, 1) else y.view(batch, c)
+            tensors.append((y.data_ptr(), batch, c, h, w, h * w * c, 1, w * c, c))
+        return tensors, made, alive
+
+
+def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
+    """Append one step to a program."""
+    node = step.nodes[-1]
+    if step.operator == "stem_conv":
+        program.stem_conv(engine.conv(node), engine.window(step.window), operand(node.x), operand(node.name))
+    elif step.operator == "pointwise_conv":
+        y, pool = (None, node.name) if node.pool else (node.name, None)
+        program.pointwise_conv(
+            engine.conv(node), operand(node.x), operand(node.gate), operand(node.residual), operand(y),
+            operand(pool),
+        )
+    elif step.operator == "depthwise_conv":
+        program.depthwise_conv(
+            engine.depthwise(node, step.window), operand(node.x), operand(node.name), operand(node.sums)
+        )
+    elif step.operator == "expand_depthwise":
+        expand = step.nodes[0]
+        program.expand_depthwise(
+            engine.conv(expand), engine.depthwise(node, step.window), operand(expand.x), operand(node.name),
+            operand(node.sums),
+        )
+    elif step.operator == "squeeze_excite":
+        program.squeeze_excite(
+            engine.squeeze_excite(node), operand(node.sums), step.pixels, operand(node.name)
+        )
+    elif step.operator == "fused_mbconv":
+        first = step.nodes[0]
+        project = None if node is first else engine.conv(node)
+        program.fused_mbconv(
+            engine.conv(first), engine.window(step.window), project, operand(first.x), operand(node.residual),
+            operand(node.name),
+        )
+    else:
+        program.classifier(engine.conv(node), operand(node.x), operand(node.name))
+
+
+class _TorchStage:
+    """A segment of ATen calls, or an activation that stands alone."""
+
+    def __init__(self, network: Network, stage: Stage):
+        self.network = network
+        self.step = stage.steps[0]
+        self.node = self.step.nodes[0]
+        self.outputs = stage.outputs
+
+    def run(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> None:
+        run_torch(self.network, self.step, values)
+
+
+def run_torch(network: Network, step: Step, values: dict[str, torch.Tensor], impl: str = "auto") -> None:
+    """Run a step that is no native one, reading from and adding to ``values``."""
+    (node,) = step.nodes
+    if step.operator == "swish":
+        values[node.name] = swish(values[node.x], act=node.act.label, impl=impl)
+        return
+    scope: dict[str, Any] = dict(node.tensors)
+    for name in node.inputs:
+        scope[name] = as_rank(values[network.aliases.get(name, name)], network.ranks.get(name))
+    run_calls(node.calls, scope)
+    values.update((name, scope[name]) for name in node.outputs)
+
+
+def as_rank(x: Any, rank: int | None) -> Any:
+    """A vector as (N, C) or (N, C, 1, 1), whichever the original has; anything else as it is."""
+    if not isinstance(x, torch.Tensor) or rank is None or x.dim() == rank:
+        return x
+    return x.reshape((*x.shape, 1, 1)[:rank]) if rank > x.dim() else x.flatten(1)

@@ -1,0 +1,63 @@
+"""Every error that effnet_fast raises on purpose. Each names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+
+class EffnetFastError(Exception):
+    """Base of all errors of this package."""
+
+
+class ArgumentError(EffnetFastError, ValueError):
+    """An argument's value is not one of the accepted ones."""
+
+
+class ShapeError(EffnetFastError, ValueError):
+    """A tensor's rank, channels or spatial size does not fit."""
+
+
+class DtypeError(EffnetFastError, TypeError):
+    """A tensor's or model's dtype is not supported here."""
+
+
+class DeviceError(EffnetFastError, RuntimeError):
+    """A tensor or model is on a device that this plan or backend does not run on."""
+
+
+class BackendError(EffnetFastError, RuntimeError):
+    """The backend asked for is not built, or cannot run on this machine; the message says why."""
+
+
+class ModelError(EffnetFastError, ValueError):
+    """The model cannot be optimised at all: not a CNN, in train mode, without an image input."""
+
+
+class WeightsError(ModelError):
+    """A parameter or buffer holds NaN or infinity."""
+
+
+class CaptureError(EffnetFastError, RuntimeError):
+    """The model could not be captured as a graph, whole or in part."""
+
+
+class FallbackError(EffnetFastError, RuntimeError):
+    """With strict=True: some part of the model is not fused. The message lists the parts with their reasons."""
+
+
+class ParityError(EffnetFastError, RuntimeError):
+    """The optimised model's numbers differ from the original's by more than the documented bound."""
+
+
+class StaleWeightsError(EffnetFastError, RuntimeError):
+    """A parameter changed since the plan was made; call refresh()."""
+
+
+class InferenceOnlyError(EffnetFastError, RuntimeError):
+    """Training or a gradient was asked of an inference-only model."""
+
+
+class CheckpointError(EffnetFastError, ValueError):
+    """A checkpoint is missing, damaged, of another version, or of another model."""
+
+
+class ImageError(EffnetFastError, ValueError):
+    """An image file cannot be decoded; the message is the reason that goes into the results."""

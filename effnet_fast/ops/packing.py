@@ -1,0 +1,142 @@
+"""Weights in the layout that the CPU kernels read, and a cache for calls with constant weights.
+
+The cache knows a weight by its identity and takes its packed copy for good while its storage,
+version, shape and strides are the same. A write that moves no version counter can't be seen:
+through ``.data``, or through a numpy array over the same memory. Call :func:`clear_cache` after
+one. Inference tensors have no version counter and are packed at every call.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from effnet_fast.ops.extension import extension
+
+# Room for B7 (265 MB) and another; the least recently used go first.
+CACHE_BYTES = 512 << 20
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+def pack_conv(weight: torch.Tensor) -> torch.Tensor:
+    """A dense convolution's weight for ``_C.Conv``.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (O, I, kh, kw), or (O, I) for a pointwise one; float32, CPU, any strides.
+
+    Returns
+    -------
+    Tensor
+        One-dimensional, float32, aligned to 64 bytes.
+    """
+    native = extension()
+    cout, cin, kh, kw = (*weight.shape, 1, 1)[:4]
+    source = weight.detach().contiguous()
+    packed = _aligned(native.packed_conv_size(cout, cin, kh, kw))
+    native.pack_conv(source.data_ptr(), cout, cin, kh, kw, packed.data_ptr())
+    return packed
+
+
+def pack_depthwise(weight: torch.Tensor) -> torch.Tensor:
+    """As :func:`pack_conv`, for ``_C.DepthwiseConv``: a depthwise weight (C, 1, kh, kw)."""
+    native = extension()
+    c, _, kh, kw = weight.shape
+    source = weight.detach().contiguous()
+    packed = _aligned(native.packed_depthwise_size(c, kh, kw))
+    native.pack_depthwise(source.data_ptr(), c, kh, kw, packed.data_ptr())
+    return packed
+
+
+def pack_transposed(weight: torch.Tensor) -> torch.Tensor:
+    """(O, I) or (O, I, 1, 1) as contiguous [I][O]: the second layer of ``_C.SqueezeExcite``."""
+    rows, columns = weight.shape[:2]
+    return weight.detach().reshape(rows, columns).t().contiguous()
+
+
+def _aligned(floats: int) -> torch.Tensor:
+    spare = ALIGNMENT // 4
+    buffer = torch.empty(floats + spare, dtype=torch.float32)
+    start = -(buffer.data_ptr() // 4) % spare
+    return buffer[start : start + floats]
+
+
+class _Entry(NamedTuple):
+    weight: weakref.ref
+    state: tuple
+    packed: torch.Tensor
+
+
+class PackCache:
+    """Packed weights by the weight's identity, bounded in bytes, safe to use from several threads.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes of packed weights to keep.
+    """
+
+    def __init__(self, limit: int = CACHE_BYTES):
+        self.limit = limit
+        self.bytes = 0
+        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
+        # Reentrant: a weight can die, and its entry with it, while this thread holds the lock.
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(
+        self, weight: torch.Tensor, pack: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """``pack(weight)``, from the cache where ``weight`` is known and unchanged."""
+        if weight.is_inference():
+            return pack(weight)
+        key = (id(weight), pack)
+        state = (weight.data_ptr(), weight._version, weight.shape, weight.stride())
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.weight() is weight and entry.state == state:
+                self._entries.move_to_end(key)
+                return entry.packed
+        packed = pack(weight)
+        with self._lock:
+            self._drop(key)
+            reference = weakref.ref(weight, lambda dead: self._forget(key, dead))
+            self._entries[key] = _Entry(reference, state, packed)
+            self.bytes += packed.nbytes
+            while self.bytes > self.limit:
+                self._drop(next(iter(self._entries)))
+        return packed
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
+    def _drop(self, key: tuple) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.bytes -= entry.packed.nbytes
+
+    def _forget(self, key: tuple, dead: weakref.ref) -> None:
+        # The key's id may by now belong to another weight, whose entry stays.
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.weight is dead:
+                self._drop(key)
+
+
+CACHE = PackCache()
+
+
+def clear_cache() -> None:
+    """Forget the packed weights kept between calls: needed after a write through ``.data``."""
+    CACHE.clear()

@@ -1,0 +1,144 @@
+"""Registers the operators with torch and picks the implementation that a call runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from effnet_fast.errors import (
+    ArgumentError,
+    BackendError,
+    DeviceError,
+    DtypeError,
+    InferenceOnlyError,
+)
+
+LIBRARY = torch.library.Library("effnet_fast", "FRAGMENT")
+
+IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
+# What "auto" takes, first match first: implementation, device type, dtypes.
+NATIVE = {"cpu": ("cpu", (torch.float32,))}
+
+OPERATORS: dict[str, Operator] = {}
+
+
+class Operator:
+    """A registered operator: its schema, its argument checks and its implementations.
+
+    Parameters
+    ----------
+    schema : str
+        The torch schema, name first, without the namespace.
+    arguments : type
+        The NamedTuple of the schema's arguments, with the same defaults; all below take one.
+    check : callable
+        Raises a typed error for arguments that don't fit; runs before everything else.
+    fake : callable
+        The outputs, allocated and not computed.
+    reference, **native : callable
+        The implementations by name: ``reference`` runs anywhere, the others where ``NATIVE`` says.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        arguments: type,
+        *,
+        check: Callable[[Any], None],
+        fake: Callable[[Any], Any],
+        reference: Callable[[Any], Any],
+        **native: Callable[[Any], Any],
+    ):
+        self.name = schema.partition("(")[0]
+        self.arguments = arguments
+        self.check = check
+        self.fake = fake
+        self.implementations = {"reference": reference, **native}
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        # For both devices: a tensor where nothing is built gets our error, not the dispatcher's.
+        LIBRARY.impl(self.name, self._run, "CPU")
+        LIBRARY.impl(self.name, self._run, "CUDA")
+        LIBRARY.impl(self.name, self._refuse_gradient, "Autograd")
+        torch.library.register_fake(f"effnet_fast::{self.name}", self._run_fake, lib=LIBRARY)
+        self.overload = getattr(torch.ops.effnet_fast, self.name).default
+        OPERATORS[self.name] = self
+
+    def __call__(self, *args: Any, impl: str = "auto") -> Any:
+        """Run on ``impl``: "auto", or an implementation, which then must take ``args``."""
+        if impl == "auto":
+            return self.overload(*args)
+        if impl not in IMPLS:
+            raise ArgumentError(f"impl is {impl!r}; accepted: {', '.join(map(repr, IMPLS))}")
+        if impl not in self.implementations:
+            raise BackendError(
+                f"impl is {impl!r}, which is not built for {self.name}; built: "
+                f"{', '.join(map(repr, self.implementations))}"
+            )
+        if impl == "reference":
+            call = self.arguments(*args)
+            refuse_gradient(call)
+            self.check(call)
+            return self.implementations["reference"](call)
+        device, dtypes = NATIVE[impl]
+        for name, tensor in tensors_of(self.arguments(*args)):
+            if tensor.device.type != device:
+                raise DeviceError(
+                    f"{name} is on {tensor.device}; accepted by impl={impl!r}: {device}"
+                )
+            if tensor.dtype not in dtypes:
+                raise DtypeError(
+                    f"{name} is {tensor.dtype}; accepted by impl={impl!r}: "
+                    f"{', '.join(map(str, dtypes))}"
+                )
+        return self.overload(*args)
+
+    def _run(self, *args: Any) -> Any:
+        call = self.arguments(*args)
+        self.check(call)
+        return self.implementations[choose(call)](call)
+
+    def _run_fake(self, *args: Any) -> Any:
+        call = self.arguments(*args)
+        self.check(call)
+        return self.fake(call)
+
+    def _refuse_gradient(self, *args: Any) -> Any:
+        refuse_gradient(self.arguments(*args))
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+
+def choose(call: Any) -> str:
+    """The implementation that "auto" runs on for checked arguments.
+
+    On the CPU that is the C++ kernel for float32, and the reference for the other types.
+    """
+    tensors = list(tensors_of(call))
+    name, first = tensors[0]
+    for impl, (device, dtypes) in NATIVE.items():
+        if first.device.type == device and all(tensor.dtype in dtypes for _, tensor in tensors):
+            return impl
+    if first.device.type == "cpu":
+        return "reference"
+    raise DeviceError(f"{name} is on {first.device}; accepted: cpu (no GPU kernels are built)")
+
+
+def tensors_of(call: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors among the fields of ``call``, with their names."""
+    for name, value in zip(call._fields, call, strict=True):
+        if isinstance(value, torch.Tensor):
+            yield name, value
+
+
+def refuse_gradient(call: Any) -> None:
+    """Raise where autograd would have to record a call."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors_of(call):
+        if tensor.requires_grad:
+            raise InferenceOnlyError(
+                f"{name} requires a gradient, and the operators compute none; accepted: tensors "
+                "that require none, or a call under torch.no_grad() or torch.inference_mode()"
+            )

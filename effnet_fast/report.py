@@ -1,0 +1,71 @@
+"""What optimize did: what was fused, on which kernels, what was left alone and why, and the measured error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .network import Network
+from .plan import Plan
+from .verify import Parity
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one optimised model; ``print(report)`` is for people, ``to_dict()`` for programs.
+
+    Attributes
+    ----------
+    fused_share : of the model's convolution multiply-adds, those done by fused operators, 0 to 1.
+    operators : operator name to the number of its steps; ``aten`` counts the segments left to PyTorch.
+    fallbacks : what is not fused and why, one line each.
+    parity : one entry for each image size that was verified; empty with ``verify=False``.
+    seconds : what capture, recognise, plan and verify took.
+    """
+
+    model: str
+    backend: str
+    instruction_set: str
+    dtype: str
+    fused_share: float
+    operators: Mapping[str, int]
+    fallbacks: tuple[str, ...]
+    locked: tuple[int, int] | None
+    parts: tuple[str, ...] = ()
+    parity: tuple[Parity, ...] = ()
+    weight_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        kernels = f"{self.backend}, {self.instruction_set}" if self.instruction_set else self.backend
+        lines = [
+            f"{self.model}: {100 * self.fused_share:.4g} % of convolution multiply-adds in fused operators "
+            f"({kernels}, {self.dtype})",
+            "  " + ", ".join(f"{count} {name}" for name, count in self.operators.items()),
+        ]
+        if self.parts:
+            lines.append(f"  captured in parts: {', '.join(self.parts)}")
+        if self.locked:
+            lines.append(f"  for {self.locked[0]}x{self.locked[1]} images alone")
+        lines += [f"  not fused: {line}" for line in self.fallbacks]
+        lines += [f"  verified: {parity}" for parity in self.parity] or ["  not verified"]
+        if self.seconds:
+            lines.append("  " + ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items()))
+        return "\n".join(lines)
+
+
+def count_operators(plans: Iterable[Plan]) -> dict[str, int]:
+    """Steps by operator, most frequent first."""
+    return dict(Counter(step.operator for plan in plans for step in plan.steps).most_common())
+
+
+def fused_share(networks: Iterable[Network], unfused_macs: int = 0) -> float:
+    """The share over several networks, and convolutions outside of all of them."""
+    layers = [layer for network in networks for layer in network.layers if layer.convolution]
+    total = sum(layer.macs for layer in layers) + unfused_macs
+    return sum(layer.macs for layer in layers if layer.fused) / total if total else 0.0

@@ -1,0 +1,42 @@
+"""Builds effnet_fast._C by driving CMakeLists.txt, the one list of sources and flags."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cmake
+import ninja
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildCMake(build_ext):
+    """Configures and builds with the cmake and ninja of the build requirements."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        # Not self.build_temp: an editable install would throw it away, and build all anew each time.
+        build = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
+        tool = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+        # Where the tools and headers lie is said each time: in an isolated build it is another place.
+        configure = [
+            *(tool, "-S", ROOT, "-B", build, "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        subprocess.run(configure, check=True)
+        jobs = ["--parallel", str(self.parallel)] if self.parallel else []
+        subprocess.run([tool, "--build", build, *jobs], check=True)
+        subprocess.run([tool, "--install", build, "--prefix", target.parent], check=True)
+
+
+setup(
+    ext_modules=[Extension("effnet_fast._C", sources=[])],
+    cmdclass={"build_ext": BuildCMake},
+)

@@ -1,0 +1,119 @@
+"""pointwise_conv: parity with float64 through gate, residual and pool; layouts; errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operators import LAYOUTS, RUNS, Random
+from tolerances import ACTIVATIONS, add, assert_parity, conv, mean
+
+from effnet_fast import ops
+from effnet_fast.errors import ArgumentError, DeviceError, DtypeError, ShapeError
+
+FUSIONS = ["plain", "gate", "residual", "gate+residual", "pool", "gate+pool"]
+
+
+def compare(impl, dtype, x, cout, act="none", fusion="plain", layout="nhwc", bias=True):
+    r = Random(dtype, seed=1)
+    x = LAYOUTS[layout](x.to(dtype))
+    n, c, h, w = x.shape
+    weight, bias = r.weight(cout, c, 1, 1), r(cout) if bias else None
+    gate = r(n, c) if "gate" in fusion else None
+    residual = LAYOUTS[layout](r(n, cout, h, w)) if "residual" in fusion else None
+    pool = "pool" in fusion
+    y = ops.pointwise_conv(
+        x, weight, bias, act=act, gate=gate, residual=residual, pool=pool, impl=impl
+    )
+    assert y.dtype == dtype
+    expected = conv(x, weight, bias, act, gate=gate)
+    if residual is not None:
+        expected = add(expected, residual)
+    if pool:
+        expected = mean(expected)
+        assert y.is_contiguous()
+    else:
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_parity(y, expected)
+
+
+@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(
+    "shape, cout",
+    [
+        ((2, 16, 9, 9), 96),
+        ((1, 40, 7, 5), 17),
+        ((1, 320, 3, 3), 130),
+        ((3, 1, 4, 3), 1),
+        ((2, 7, 1, 1), 33),
+    ],
+)
+def test_parity(impl, dtype, fusion, shape, cout):
+    compare(impl, dtype, Random()(*shape), cout, "swish", fusion)
+
+
+@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("fusion", ["residual", "pool"])
+def test_activations(impl, dtype, act, fusion):
+    compare(impl, dtype, Random()(2, 9, 6, 5, scale=3), 20, act, fusion)
+
+
+@pytest.mark.parametrize("channels", range(1, 18))
+@pytest.mark.parametrize("cout", [1, 8, 17])
+def test_few_channels(channels, cout):
+    compare("cpu", torch.float32, Random()(1, channels, 5, 3), cout, "none", "gate+residual")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layouts(layout, fusion, bias):
+    compare("cpu", torch.float32, Random()(2, 13, 6, 7), 24, "swish", fusion, layout, bias)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 3),
+    c=st.integers(1, 70),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    cout=st.integers(1, 70),
+    fusion=st.sampled_from(FUSIONS),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+)
+def test_any_shape(n, c, h, w, cout, fusion, layout):
+    compare("cpu", torch.float32, Random()(n, c, h, w), cout, "swish", fusion, layout)
+
+
+def test_gates_of_one_are_no_gates():
+    r = Random()
+    x, weight = r(2, 12, 5, 5), r.weight(9, 12, 1, 1)
+    gated = ops.pointwise_conv(x, weight, gate=torch.ones(2, 12))
+    assert torch.equal(gated, ops.pointwise_conv(x, weight))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.zeros(6, 4)}, ShapeError, "x has shape"),
+        ({"weight": torch.zeros(8, 6, 3, 3)}, ShapeError, r"weight .*accepted: \(O, 6, 1, 1\)"),
+        ({"weight": torch.zeros(0, 6, 1, 1)}, ShapeError, "weight has shape"),
+        ({"gate": torch.zeros(2, 8)}, ShapeError, r"gate .*accepted: \(2, 6\)"),
+        ({"gate": torch.zeros(2, 6).double()}, DtypeError, "gate is torch.float64"),
+        ({"gate": torch.zeros(2, 6, device="meta")}, DeviceError, "gate is on meta"),
+        ({"residual": torch.zeros(2, 8, 4, 4)}, ShapeError, r"residual .*accepted: \(2, 8, 4, 5\)"),
+        (
+            {"residual": torch.zeros(2, 8, 4, 5), "pool": True},
+            ArgumentError,
+            "residual is a tensor and pool is True",
+        ),
+        ({"act": "tanh"}, ArgumentError, "act is 'tanh'"),
+    ],
+)
+def test_errors(change, error, message):
+    arguments = {"x": torch.zeros(2, 6, 4, 5), "weight": torch.zeros(8, 6, 1, 1)} | change
+    with pytest.raises(error, match=message):
+        ops.pointwise_conv(**arguments)
