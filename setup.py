@@ -19,10 +19,10 @@ class BuildCMake(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # Not self.build_temp: an editable install would throw it away, and build all anew each time.
+        # Not self.build_temp: an editable install throws that away, to build all anew next time.
         build = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
         tool = Path(cmake.CMAKE_BIN_DIR) / "cmake"
-        # Where the tools and headers lie is said each time: in an isolated build it is another place.
+        # The tools' and headers' places are said each time: an isolated build has others.
         configure = [
             *(tool, "-S", ROOT, "-B", build, "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}",

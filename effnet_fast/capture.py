@@ -1,9 +1,10 @@
-"""From a module to a graph: torch.export at two image sizes, made functional, merged into one that holds for all.
+"""From a module to a graph: torch.export at two image sizes, made functional, merged into one that
+holds for all.
 
-Two sizes because one can't tell SAME padding from a constant one: both are baked into the exported graph as numbers,
-and at an even size they look alike. The sizes differ in parity at every stride (64, 32, 16, ... against
-65, 33, 17, ...); numbers that agree are constants, paddings that follow SAME's formula in both are SAME, and a graph
-whose other numbers differ holds for its own size only.
+Two sizes because one can't tell SAME padding from a constant one: both are baked into the exported
+graph as numbers, and at an even size they look alike. The sizes differ in parity at every stride
+(64, 32, 16, ... against 65, 33, 17, ...); numbers that agree are constants, paddings that follow
+SAME's formula in both are SAME, and a graph whose other numbers differ holds for its own size only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from .network import Window
 
 _log = logging.getLogger(__name__)
 
-_CAPTURE_SIZE = 64  # every stride-2 map of it is even down to 2 x 2, every one of 65 is odd down to 3 x 3
+_CAPTURE_SIZE = (
+    64  # every stride-2 map of it is even down to 2 x 2, every one of 65 is odd down to 3 x 3
+)
 
 
 def capture(
@@ -41,17 +44,20 @@ def capture(
     Parameters
     ----------
     model : in eval mode; it is not changed, and its parameters are not copied.
-    size : (H, W) to lock the graph to when no pair of sizes works; by default the size the model says it is for.
+    size : (H, W) to lock the graph to when no pair of sizes works; by default the size the model
+        says it is for.
     channels : the image's channels; by default those of the first convolution.
 
     Raises
     ------
-    CaptureError : the forward pass can't be exported (Python control flow on data, hooks, data-dependent shapes,
-        writes into views); the message carries torch.export's own.
+    CaptureError : the forward pass can't be exported (Python control flow on data, hooks,
+        data-dependent shapes, writes into views); the message carries torch.export's own.
     """
     hooked = modules_with_hooks(model)
     if hooked:
-        raise CaptureError(f"forward hooks on {', '.join(hooked)} would run once, at capture, and never again")
+        raise CaptureError(
+            f"forward hooks on {', '.join(hooked)} would run once, at capture, and never again"
+        )
     channels = channels or image_channels(model)
     native = size or native_size(model)
     first_error = None
@@ -73,10 +79,13 @@ def capture(
 
 def modules_with_hooks(model: nn.Module) -> list[str]:
     """Names of the modules that carry forward hooks or forward pre-hooks."""
-    return [name or "the model itself" for name, module in model.named_modules() if has_hooks(module)]
+    return [
+        name or "the model itself" for name, module in model.named_modules() if has_hooks(module)
+    ]
 
 
 def has_hooks(module: nn.Module) -> bool:
+    """Whether the module itself carries a forward hook or forward pre-hook."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -89,7 +98,9 @@ def image_channels(model: nn.Module) -> int:
 
 
 def native_size(model: nn.Module) -> tuple[int, int]:
-    """The (H, W) that the model's own configuration names (timm, transformers, efficientnet_pytorch), else 224."""
+    """The (H, W) that the model's own configuration names (timm, transformers,
+    efficientnet_pytorch), else 224.
+    """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     if isinstance(config, Mapping) and config.get("input_size"):
         return tuple(config["input_size"][-2:])
@@ -102,7 +113,7 @@ def native_size(model: nn.Module) -> tuple[int, int]:
     return 224, 224
 
 
-# ---- one export, made functional ------------------------------------------------------------------------------------
+# ---- one export, made functional -----------------------------------------------------------------
 
 
 class _SizeDependent(CaptureError):
@@ -125,7 +136,8 @@ class _Export:
 
 
 def copy_structure(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares the tensors: tracing may set attributes on modules, never on the user's.
+    """A copy of the module tree that shares the tensors: tracing may set attributes on modules,
+    never on the user's.
 
     Inference tensors can't be traced, so fresh ones of the same shape stand in for them.
     """
@@ -140,12 +152,16 @@ def copy_structure(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise CaptureError(f"the model can't be deep-copied ({type(error).__name__}: {error})") from error
+        raise CaptureError(
+            f"the model can't be deep-copied ({type(error).__name__}: {error})"
+        ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no log lines from torch.export: what matters of them is in the error that we raise."""
+    """No warnings and no log lines from torch.export: what matters of them is in the error that we
+    raise.
+    """
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -171,9 +187,9 @@ def _export(model: nn.Module, channels: int, size: tuple[int, int], dtype: torch
                     skeleton, (), {name: image}, dynamic_shapes=shapes, strict=False
                 )
         except Exception as error:
-            text = str(error).strip().splitlines()
+            first_line = str(error).strip().partition("\n")[0]
             raise CaptureError(
-                f"torch.export failed at {size[0]}x{size[1]}: {type(error).__name__}: {text[0] if text else ''}"
+                f"torch.export failed at {size[0]}x{size[1]}: {type(error).__name__}: {first_line}"
             ) from error
     return _functional(program, size, channels)
 
@@ -187,21 +203,33 @@ def image_argument(model: nn.Module) -> str:
 
 
 # Results share memory with their first argument: writing into one would change the other.
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view reshape flatten unflatten transpose permute expand expand_as slice select split split_with_sizes chunk "
-        "unbind squeeze unsqueeze narrow detach alias t movedim swapaxes contiguous to"
-    ).split()
-)
+_VIEW_NAMES = """
+    view reshape flatten unflatten transpose permute expand expand_as slice select split
+    split_with_sizes chunk unbind squeeze unsqueeze narrow detach alias t movedim swapaxes
+    contiguous to
+"""
+_VIEWS = frozenset(f"aten.{name}" for name in _VIEW_NAMES.split())
 _DROPOUTS = frozenset(
-    f"aten.{name}{suffix}" for name in ("dropout", "feature_dropout", "alpha_dropout") for suffix in ("", "_")
+    f"aten.{name}{suffix}"
+    for name in ("dropout", "feature_dropout", "alpha_dropout")
+    for suffix in ("", "_")
 )
-_CHECKS = frozenset({"aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async", "aten.sym_constrain_range"})
+_CHECKS = frozenset(
+    {
+        "aten._assert_tensor_metadata",
+        "aten._assert_scalar",
+        "aten._assert_async",
+        "aten.sym_constrain_range",
+    }
+)
 
 
-def _functional(program: torch.export.ExportedProgram, size: tuple[int, int], channels: int) -> _Export:
-    """The exported graph as calls without in-place writes: each write makes a new value that later reads see."""
+def _functional(
+    program: torch.export.ExportedProgram, size: tuple[int, int], channels: int
+) -> _Export:
+    """The exported graph as calls without in-place writes: each write makes a new value that later
+    reads see.
+    """
     signature = program.graph_signature
     tensors: dict[str, str] = {}
     constants: dict[str, torch.Tensor] = {}
@@ -214,9 +242,12 @@ def _functional(program: torch.export.ExportedProgram, size: tuple[int, int], ch
             if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
                 constants[spec.target] = program.constants[spec.target]
     if not all(
-        spec.kind is torch.export.graph_signature.OutputKind.USER_OUTPUT for spec in signature.output_specs
+        spec.kind is torch.export.graph_signature.OutputKind.USER_OUTPUT
+        for spec in signature.output_specs
     ):
-        raise CaptureError("the forward pass writes into its input or its own parameters or buffers")
+        raise CaptureError(
+            "the forward pass writes into its input or its own parameters or buffers"
+        )
 
     current: dict[torch.fx.Node, Any] = {}  # what a read of this node sees now
     shared: dict[torch.fx.Node, torch.fx.Node] = {}  # view to the value whose memory it shares
@@ -246,12 +277,22 @@ def _functional(program: torch.export.ExportedProgram, size: tuple[int, int], ch
             raise CaptureError(f"the graph holds a {node.op} node ({node.target})")
         target = target_name(node.target)
         if target is None:
-            raise CaptureError(f"the graph calls {node.target}, which is neither ATen nor arithmetic")
-        call = Call(node.name, target, value(node.args), {k: value(v) for k, v in node.kwargs.items()}, _shape(node))
+            raise CaptureError(
+                f"the graph calls {node.target}, which is neither ATen nor arithmetic"
+            )
+        call = Call(
+            node.name,
+            target,
+            value(node.args),
+            {k: value(v) for k, v in node.kwargs.items()},
+            _shape(node),
+        )
         if call.op in _CHECKS:
             continue
         first = node.args[0] if node.args and isinstance(node.args[0], torch.fx.Node) else None
-        in_place = target.startswith("aten.") and call.op.endswith("_") and not call.op.endswith("__")
+        in_place = (
+            target.startswith("aten.") and call.op.endswith("_") and not call.op.endswith("__")
+        )
         if call.op in _DROPOUTS and call.args[2:3] == (False,):
             current[node] = current[first]
             shared[node] = shared.get(first, first)
@@ -260,7 +301,9 @@ def _functional(program: torch.export.ExportedProgram, size: tuple[int, int], ch
             if first.op == "placeholder":
                 raise CaptureError(f"{target} writes into {first.name}")
             if first in shared or first in viewed:
-                raise CaptureError(f"{target} writes into a tensor that shares its memory with a view")
+                raise CaptureError(
+                    f"{target} writes into a tensor that shares its memory with a view"
+                )
             call = replace(call, target=target.replace(call.op, call.op[:-1], 1))
             try:
                 function(call.target)
@@ -279,8 +322,15 @@ def _functional(program: torch.export.ExportedProgram, size: tuple[int, int], ch
             shapes[call.name] = call.shape
     live = _live(calls, outputs)
     return _Export(
-        image, tuple(live), outputs, program.call_spec.out_spec, _read(tensors, live, outputs), constants, shapes,
-        size, channels,
+        image,
+        tuple(live),
+        outputs,
+        program.call_spec.out_spec,
+        _read(tensors, live, outputs),
+        constants,
+        shapes,
+        size,
+        channels,
     )
 
 
@@ -301,13 +351,15 @@ def _live(calls: list[Call], outputs: tuple[Any, ...]) -> list[Call]:
     return kept[::-1]
 
 
-def _read(tensors: Mapping[str, str], calls: list[Call], outputs: tuple[Any, ...]) -> dict[str, str]:
+def _read(
+    tensors: Mapping[str, str], calls: list[Call], outputs: tuple[Any, ...]
+) -> dict[str, str]:
     """Those of the tensors that are read at all (a BN's num_batches_tracked never is)."""
     names = {name for call in calls for name in call.reads()} | set(refs(outputs))
     return {name: full for name, full in tensors.items() if name in names}
 
 
-# ---- two exports, merged --------------------------------------------------------------------------------------------
+# ---- two exports, merged -------------------------------------------------------------------------
 
 _WINDOWED = {  # op: positions of (kernel, stride, dilation); a convolution's kernel is its weight's
     "aten.conv2d": (1, 3, 5),
@@ -317,10 +369,16 @@ _WINDOWED = {  # op: positions of (kernel, stride, dilation); a convolution's ke
 
 
 def _merge(even: _Export, odd: _Export) -> Graph:
-    """One graph for every size, or `_SizeDependent` when a number other than a SAME padding follows the size."""
-    if [c.target for c in even.calls] != [c.target for c in odd.calls] or even.tensors != odd.tensors:
+    """One graph for every size, or `_SizeDependent` when a number other than a SAME padding follows
+    the size.
+    """
+    if [c.target for c in even.calls] != [
+        c.target for c in odd.calls
+    ] or even.tensors != odd.tensors:
         raise _SizeDependent("the two sizes run different operators")
-    renamed = {b.name: a.name for a, b in zip(even.calls, odd.calls, strict=True)} | {odd.input: even.input}
+    renamed = {b.name: a.name for a, b in zip(even.calls, odd.calls, strict=True)} | {
+        odd.input: even.input
+    }
     readers: dict[str, list[Call]] = {}
     for call in even.calls:
         for name in call.reads():
@@ -342,40 +400,66 @@ def _merge(even: _Export, odd: _Export) -> Graph:
         elif a.op in ("aten.view", "aten.reshape") and same(a.args[0], b.args[0]):
             calls.append(_merged_reshape(a, b, same))
         elif a.op == "aten.avg_pool2d" and _is_global(a, even) and _is_global(b, odd):
-            calls.append(replace(a, target="aten.mean.dim", args=(a.args[0], (2, 3), True), kwargs={}))
+            calls.append(
+                replace(a, target="aten.mean.dim", args=(a.args[0], (2, 3), True), kwargs={})
+            )
         else:
-            raise _SizeDependent(f"{a.target} has numbers that follow the image size: {a.args[1:]} and {b.args[1:]}")
+            raise _SizeDependent(
+                f"{a.target} has numbers that follow the image size: {a.args[1:]} and {b.args[1:]}"
+            )
     if not same(even.outputs, odd.outputs):
         raise _SizeDependent("the outputs differ")
     return Graph(
-        even.input, tuple(calls), even.outputs, even.output_spec, even.tensors, even.constants, (even.size, odd.size), even.channels,
+        even.input,
+        tuple(calls),
+        even.outputs,
+        even.output_spec,
+        even.tensors,
+        even.constants,
+        (even.size, odd.size),
+        even.channels,
     )
 
 
 def _single(export: _Export) -> Graph:
     return Graph(
-        export.input, export.calls, export.outputs, export.output_spec, export.tensors, export.constants, (export.size,), export.channels,
+        export.input,
+        export.calls,
+        export.outputs,
+        export.output_spec,
+        export.tensors,
+        export.constants,
+        (export.size,),
+        export.channels,
     )
 
 
 def _merged_pad(a: Call, b: Call, even: _Export, odd: _Export, readers: list[Call]) -> Call:
-    """The SAME padding that both calls are instances of, given the one windowed operator that reads it."""
+    """The SAME padding that both calls are instances of, given the one windowed operator that reads
+    it.
+    """
     mode, fill = (*a.args[2:], "constant", None)[:2] if len(a.args) > 2 else ("constant", None)
     if len(readers) != 1 or readers[0].op not in _WINDOWED or mode != "constant":
-        raise _SizeDependent(f"the padding {a.args[1]} follows the image size and is not read by one window alone")
+        raise _SizeDependent(
+            f"the padding {a.args[1]} follows the image size and is not read by one window alone"
+        )
     window = _window(readers[0], even)
     for call, export in ((a, even), (b, odd)):
         h, w = export.shapes[call.args[0].name][-2:]
         top, left, bottom, right = window.pads(h, w)
         if tuple(call.args[1]) != (left, right, top, bottom):
-            raise _SizeDependent(f"the padding {call.args[1]} at {h}x{w} follows the image size, but not as SAME does")
+            raise _SizeDependent(
+                f"the padding {call.args[1]} at {h}x{w} follows the image size, but not as SAME "
+                f"does"
+            )
     args = (a.args[0], window.kernel, window.stride, window.dilation, float(fill or 0.0))
     return replace(a, target="effnet_fast.same_pad", args=args, kwargs={})
 
 
 def _window(call: Call, export: _Export) -> Window:
     kernel, stride, dilation = (
-        call.args[at] if at is not None and at < len(call.args) else None for at in _WINDOWED[call.op]
+        call.args[at] if at is not None and at < len(call.args) else None
+        for at in _WINDOWED[call.op]
     )
     if isinstance(kernel, Ref):
         kernel = export.shapes[kernel.name][-2:]
@@ -392,7 +476,9 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _merged_reshape(a: Call, b: Call, same: Any) -> Call:
     """A reshape in which one number alone follows the size: that one becomes -1."""
-    differing = [i for i, (p, q) in enumerate(zip(a.args[1], b.args[1], strict=False)) if not same(p, q)]
+    differing = [
+        i for i, (p, q) in enumerate(zip(a.args[1], b.args[1], strict=False)) if not same(p, q)
+    ]
     if len(a.args[1]) != len(b.args[1]) or len(differing) != 1 or -1 in a.args[1]:
         raise _SizeDependent(f"{a.target} to {a.args[1]} and {b.args[1]} follows the image size")
     sizes = list(a.args[1])

@@ -1,4 +1,7 @@
-"""Every error that effnet_fast raises on purpose. Each names the argument, what was given and what is accepted."""
+"""Every error that effnet_fast raises on purpose.
+
+Each names the argument, what was given and what is accepted.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,11 @@ class CaptureError(EffnetFastError, RuntimeError):
 
 
 class FallbackError(EffnetFastError, RuntimeError):
-    """With strict=True: some part of the model is not fused. The message lists the parts with their reasons."""
+    """With strict=True: some part of the model is not fused. The message says which and why."""
 
 
 class ParityError(EffnetFastError, RuntimeError):
-    """The optimised model's numbers differ from the original's by more than the documented bound."""
+    """The optimised model's numbers differ from the original's by more than the bound."""
 
 
 class StaleWeightsError(EffnetFastError, RuntimeError):

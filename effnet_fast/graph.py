@@ -1,4 +1,6 @@
-"""The captured graph as data: ATen calls over named values, and the interpreter that runs them in plain PyTorch."""
+"""The captured graph as data: ATen calls over named values, and the interpreter that runs them in
+plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Ref:
 
 @dataclass(frozen=True)
 class Call:
-    """One functional ATen call: ``name = target(*args, **kwargs)``, with `Ref` wherever a value is read.
+    """One functional ATen call: ``name = target(*args, **kwargs)``, with `Ref` wherever a value is
+    read.
 
     ``shape`` is the result's shape at the captured size, None in it where it follows the batch, and
     None itself for results that are no tensor.
@@ -52,10 +55,13 @@ class Graph:
     ----------
     input : the image's value name.
     calls : in an order in which every value is defined before it is read.
-    outputs : value names or plain constants, flat; ``output_spec`` is the pytree that they are the leaves of.
-    tensors : value name of each parameter, buffer and constant that is read, to its name in the model.
+    outputs : value names or plain constants, flat; ``output_spec`` is the pytree that they are the
+        leaves of.
+    tensors : value name of each parameter, buffer and constant that is read, to its name in the
+        model.
     constants : the tensors among them that are no parameter or buffer, by that name.
-    sizes : the image sizes (H, W) that it was captured at. One size only: the graph holds for that size alone.
+    sizes : the image sizes (H, W) that it was captured at. One size only: the graph holds for that
+        size alone.
     channels : the image's channels.
     """
 
@@ -101,7 +107,8 @@ def same_pad(
     return F.pad(x, (left, right, top, bottom), value=value)
 
 
-# Calls that are not ATen operators. A graph read from a file can name these and ATen's, nothing else.
+# Calls that are not ATen operators. A graph read from a file can name these and ATen's, nothing
+# else.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "effnet_fast.same_pad": same_pad,
     **{
@@ -149,11 +156,11 @@ def _run(call: Call, read: Callable[[str], Any]) -> Any:
 
 
 def run_graph(graph: Graph, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> list[Any]:
-    """The graph's flat outputs for an image batch, each tensor of the model cast to the image's dtype when floating.
+    """The graph's flat outputs for an image batch, each tensor of the model cast to the image's
+    dtype when floating.
 
     With a float64 ``x`` this is the exact reference that verification compares with.
     """
-
     values: dict[str, Any] = {graph.input: x}
 
     def read(name: str) -> Any:

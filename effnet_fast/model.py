@@ -1,4 +1,6 @@
-"""The optimised model: an nn.Module that runs a network's plans and keeps the promises around them."""
+"""The optimised model: an nn.Module that runs a network's plans and keeps the promises around
+them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,6 @@ from .errors import (
     StaleWeightsError,
 )
 from .graph import Graph, Ref
-from .network import Network
 from .ops.registry import LIBRARY
 from .plan import Plan, make_plan
 from .recognise import recognise
@@ -43,9 +44,9 @@ _CHECKSUM_SAMPLES = 64  # elements of an inference tensor that its checksum read
 class WatchedTensors:
     """The tensors that a network was made from, to notice when one changes.
 
-    Sees replaced parameters, replaced storage and in-place writes (by version counter). Inference tensors have no
-    version counter: a few sampled elements stand in. A write through ``.data`` or numpy that keeps the storage can't be
-    seen.
+    Sees replaced parameters, replaced storage and in-place writes (by version counter). Inference
+    tensors have no version counter: a few sampled elements stand in. A write through ``.data`` or
+    numpy that keeps the storage can't be seen.
     """
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]):
@@ -61,8 +62,12 @@ class WatchedTensors:
         self._keys = [key for _, _, key in self._slots]
         self._tensors = [table[key] for _, table, key in self._slots]
         inference = [tensor.is_inference() for tensor in self._tensors]
-        self._counted = [t for t, unversioned in zip(self._tensors, inference, strict=True) if not unversioned]
-        self._sampled = [t for t, unversioned in zip(self._tensors, inference, strict=True) if unversioned]
+        self._counted = [
+            t for t, unversioned in zip(self._tensors, inference, strict=True) if not unversioned
+        ]
+        self._sampled = [
+            t for t, unversioned in zip(self._tensors, inference, strict=True) if unversioned
+        ]
         self._state = self._read()
 
     def _read(self) -> tuple[Any, ...]:
@@ -81,7 +86,8 @@ class WatchedTensors:
         except KeyError:
             pass
         raise StaleWeightsError(
-            f"{self._changed()} changed since the model was optimised; call refresh() to take the new weights"
+            f"{self._changed()} changed since the model was optimised; call refresh() to take "
+            f"the new weights"
         )
 
     def _changed(self) -> str:
@@ -112,7 +118,8 @@ class Fused(nn.Module):
 
     def __init__(self, source: nn.Module, graph: Graph, backend: str, dtype: torch.dtype):
         super().__init__()
-        # Not registered as a child: the source's parameters are the owner's to list, under their own names.
+        # Not registered as a child: the source's parameters are the owner's to list, under their
+        # own names.
         self.__dict__["source"] = source
         self.graph = graph
         self.backend = backend
@@ -143,7 +150,7 @@ class Fused(nn.Module):
                 found[name] = getattr(self.source.get_submodule(owner), key)
         return found
 
-    # ---- running --------------------------------------------------------------------------------------------------
+    # ---- running ---------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> Any:
         self._check(x)
@@ -185,11 +192,14 @@ class Fused(nn.Module):
 
     def _check(self, x: Any) -> None:
         if not isinstance(x, torch.Tensor):
-            raise ArgumentError(f"the image batch is a {type(x).__name__}; accepted: a torch.Tensor")
+            raise ArgumentError(
+                f"the image batch is a {type(x).__name__}; accepted: a torch.Tensor"
+            )
         channels = self.graph.channels
         if x.dim() != 4:
             raise ShapeError(
-                f"the image batch has shape {tuple(x.shape)}; accepted: 4 axes, (N, {channels}, H, W)"
+                f"the image batch has shape {tuple(x.shape)}; accepted: 4 axes, (N, {channels}, "
+                f"H, W)"
             )
         if x.shape[1] != channels:
             raise ShapeError(f"the image batch has {x.shape[1]} channels; accepted: {channels}")
@@ -199,7 +209,8 @@ class Fused(nn.Module):
             raise DeviceError(f"the image batch is on {x.device}; accepted: {self.device}")
         if x.requires_grad and torch.is_grad_enabled():
             raise InferenceOnlyError(
-                "the image batch requires a gradient; this model is for inference only: detach it, or call under "
+                "the image batch requires a gradient; this model is for inference only: detach "
+                "it, or call under "
                 "torch.no_grad()"
             )
 
@@ -232,7 +243,7 @@ class Fused(nn.Module):
             raise ArgumentError("backend is 'reference'; accepted by profile: 'cpu'")
         return engine.profile(x, torch.get_num_threads())
 
-    # ---- copies ---------------------------------------------------------------------------------------------------
+    # ---- copies ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         self._watch.check()  # a copy would take the changed weights without a word
@@ -283,7 +294,8 @@ class OptimizedModel(nn.Module):
 
     def __init__(self, original: nn.Module, body: nn.Module, argument: str, report: Report):
         super().__init__()
-        # The original is no child: state_dict() has its keys without a prefix, and .to() can't move it.
+        # The original is no child: state_dict() has its keys without a prefix, and .to() can't move
+        # it.
         self.__dict__["original"] = original
         self.__dict__["_body"] = body
         self._argument = argument
@@ -293,7 +305,8 @@ class OptimizedModel(nn.Module):
     def forward(self, x: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The original's answer for an image batch, given as the original takes it.
 
-        The first argument has a name here so that ``torch.export``'s ``dynamic_shapes=({0: batch},)`` fits.
+        The first argument has a name here so that ``torch.export``'s ``dynamic_shapes=({0:
+        batch},)`` fits.
         """
         body = self._body
         if isinstance(body, Fused) and x is not None and not args and not kwargs:
@@ -303,7 +316,9 @@ class OptimizedModel(nn.Module):
         return body(self._image(args, kwargs)) if isinstance(body, Fused) else body(*args, **kwargs)
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The image batch of a call whose other arguments must have the values that they were captured with."""
+        """The image batch of a call whose other arguments must have the values that they were
+        captured with.
+        """
         try:
             bound = inspect.signature(self.original.forward).bind(*args, **kwargs)
         except TypeError as error:
@@ -313,24 +328,35 @@ class OptimizedModel(nn.Module):
             if parameter.kind is parameter.VAR_KEYWORD:
                 given.update(given.pop(parameter.name, {}))
         if self._argument not in given:
-            raise ArgumentError(f"{self._argument} is missing; accepted: an image batch (N, C, H, W)")
+            raise ArgumentError(
+                f"{self._argument} is missing; accepted: an image batch (N, C, H, W)"
+            )
         for name, value in given.items():
             parameter = bound.signature.parameters.get(name)
-            default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+            default = (
+                None
+                if parameter is None or parameter.default is parameter.empty
+                else parameter.default
+            )
             if name != self._argument and value is not default and value != default:
                 raise ArgumentError(
-                    f"{name} is {value!r}; accepted: {default!r}, the value that the model was captured with"
+                    f"{name} is {value!r}; accepted: {default!r}, the value that the model was "
+                    f"captured with"
                 )
         return given[self._argument]
 
     def parts(self) -> list[Fused]:
-        """The captured parts: the whole model as one, or several with stock modules between them."""
+        """The captured parts: the whole model as one, or several with stock modules between
+        them.
+        """
         if isinstance(self._body, Fused):
             return [self._body]
         return [module for module in self._body.modules() if isinstance(module, Fused)]
 
     def refresh(self) -> None:
-        """Read the original's weights again, after they were changed. Image sizes are planned anew."""
+        """Read the original's weights again, after they were changed. Image sizes are planned
+        anew.
+        """
         for part in self.parts():
             part.refresh()
 
@@ -339,7 +365,8 @@ class OptimizedModel(nn.Module):
         return self.parts()[0].plan(size)
 
     def save(self, path: str | Path) -> None:
-        """Write the model to a file that `effnet_fast.load` reads, without the classes that made it.
+        """Write the model to a file that `effnet_fast.load` reads, without the classes that made
+        it.
 
         Raises
         ------
@@ -349,7 +376,7 @@ class OptimizedModel(nn.Module):
 
         save(self, path)
 
-    # ---- what an nn.Module is asked -------------------------------------------------------------------------------
+    # ---- what an nn.Module is asked --------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The original's, with its keys."""
@@ -372,18 +399,23 @@ class OptimizedModel(nn.Module):
         """Inference only: ``train(False)`` and ``eval()`` do nothing, ``train()`` is refused."""
         if mode:
             raise InferenceOnlyError(
-                "train() on an optimised model; accepted: eval(). Train the original and call refresh()"
+                "train() on an optimised model; accepted: eval(). Train the original and call "
+                "refresh()"
             )
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> OptimizedModel:
         raise InferenceOnlyError(
-            "an optimised model can't be moved or converted (to, cuda, half, ...); convert the original and optimise it"
+            "an optimised model can't be moved or converted (to, cuda, half, ...); convert the "
+            "original and optimise it"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "original": self.original, "body": self._body, "argument": self._argument, "report": self.report,
+            "original": self.original,
+            "body": self._body,
+            "argument": self._argument,
+            "report": self.report,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

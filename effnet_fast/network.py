@@ -1,7 +1,8 @@
 """The network as data: what recognise makes of a captured graph, and what a plan is made of.
 
-Values are named; a node reads and writes values. A value is a map (N, C, H, W; channels last in memory) or a vector
-(N, C). Nothing here depends on an input's size: SAME padding is resolved when a plan is made for a size.
+Values are named; a node reads and writes values. A value is a map (N, C, H, W; channels last in
+memory) or a vector (N, C). Nothing here depends on an input's size: SAME padding is resolved when a
+plan is made for a size.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Act(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Window:
-    """A k x k window over a map. ``padding`` is (top, left, bottom, right), or None for SAME from the run-time size."""
+    """A k x k window over a map. ``padding`` is (top, left, bottom, right), or None for SAME from
+    the run-time size.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -48,7 +51,8 @@ class Window:
     def pads(self, h: int, w: int) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) for a map of h x w pixels.
 
-        SAME (TensorFlow): total = max((ceil(x / s) - 1) s + (k - 1) d + 1 - x, 0), low = total // 2.
+        SAME (TensorFlow): total = max((ceil(x / s) - 1) s + (k - 1) d + 1 - x, 0), low = total //
+        2.
         """
         if self.padding is not None:
             return self.padding
@@ -69,8 +73,9 @@ class Window:
         )
 
 
-# ---- nodes ------------------------------------------------------------------------------------------------------------
-# ``name`` is the value that a node makes. Weights are in PyTorch's layouts, with batch norm folded in.
+# ---- nodes ---------------------------------------------------------------------------------------
+# ``name`` is the value that a node makes. Weights are in PyTorch's layouts, with batch norm folded
+# in.
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +92,9 @@ class StemConv:
 
 @dataclass(frozen=True, eq=False)
 class PointwiseConv:
-    """act(W (x * gate) + bias) [+ residual], or with ``pool`` its mean over the pixels: a vector."""
+    """act(W (x * gate) + bias) [+ residual], or with ``pool`` its mean over the pixels: a
+    vector.
+    """
 
     name: str
     x: str
@@ -114,7 +121,9 @@ class DepthwiseConv:
 
 @dataclass(frozen=True, eq=False)
 class SqueezeExcite:
-    """The gate, a vector, from the sums of the map ``of``: gate_act(W2 act(W1 sums / pixels + b1) + b2)."""
+    """The gate, a vector, from the sums of the map ``of``: gate_act(W2 act(W1 sums / pixels + b1) +
+    b2).
+    """
 
     name: str
     sums: str
@@ -172,7 +181,14 @@ class Segment:
 
 
 Node = (
-    StemConv | PointwiseConv | DepthwiseConv | SqueezeExcite | DenseConv | Classifier | Activation | Segment
+    StemConv
+    | PointwiseConv
+    | DepthwiseConv
+    | SqueezeExcite
+    | DenseConv
+    | Classifier
+    | Activation
+    | Segment
 )
 
 
@@ -194,12 +210,15 @@ class Network:
     ----------
     input : the image's value name.
     nodes : in an order in which every value is made before it is read.
-    outputs : value names (as `graph.Ref`) or constants; ``output_spec`` is the pytree that they are the leaves of.
+    outputs : value names (as `graph.Ref`) or constants; ``output_spec`` is the pytree that they are
+        the leaves of.
     aliases : names under which a vector is read besides its own, after a flatten or its reverse.
-    ranks : rank of the tensor that the original has under each name; a vector may be (N, C) or (N, C, 1, 1) there.
+    ranks : rank of the tensor that the original has under each name; a vector may be (N, C) or (N,
+        C, 1, 1) there.
     layers : every convolution and linear layer, in order.
     locked : the only image size that it is right for, or None.
-    pool_limit : largest edge of the last map for which the model's average pool is a global one, or None.
+    pool_limit : largest edge of the last map for which the model's average pool is a global one, or
+        None.
     """
 
     input: str
@@ -222,7 +241,9 @@ class Network:
 
     def reasons(self) -> list[str]:
         """What is not fused and why, one line each, without repeats."""
-        lines = (reason for node in self.nodes if isinstance(node, Segment) for reason in node.reasons)
+        lines = (
+            reason for node in self.nodes if isinstance(node, Segment) for reason in node.reasons
+        )
         return list(dict.fromkeys(lines))
 
 

@@ -37,7 +37,8 @@ _log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "cpu", "gpu", "ptx", "reference")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Neither a capture size nor square: on the way down to stride 32 its maps are odd and even in each axis.
+# Neither a capture size nor square: on the way down to stride 32 its maps are odd and even in each
+# axis.
 _VERIFY_SIZE = (97, 131)
 
 
@@ -56,17 +57,18 @@ def optimize(
     Parameters
     ----------
     model : nn.Module
-        In eval mode; it stays untouched. Its forward takes an image batch (N, C, H, W) as its first argument.
+        In eval mode; it stays untouched. Its forward takes an image batch (N, C, H, W) as its first
+        argument.
     example_input : Tensor, optional
-        An image batch of the kind that the model will see: verified in addition, and its size is used where the model
-        works at one size only.
+        An image batch of the kind that the model will see: verified in addition, and its size is
+        used where the model works at one size only.
     dtype : torch.dtype, optional
         To compute in; by default the model's. The CPU engine computes in float32.
     device : optional
         By default the model's.
     backend : str
-        "auto": the fastest that this machine and dtype have, any fallback reported; "cpu"; "reference": plain PyTorch.
-        "gpu" and "ptx" are not built in this version.
+        "auto": the fastest that this machine and dtype have, any fallback reported; "cpu";
+        "reference": plain PyTorch. "gpu" and "ptx" are not built in this version.
     verify : bool
         Compare with the original on random images before returning.
     strict : bool
@@ -137,7 +139,9 @@ def optimize(
         backend=engine,
         instruction_set=extension().isa() if engine == "cpu" else "",
         dtype=str(dtype).removeprefix("torch."),
-        fused_share=fused_share((part.network for part in fused), parts.unfused_macs if parts else 0),
+        fused_share=fused_share(
+            (part.network for part in fused), parts.unfused_macs if parts else 0
+        ),
         operators=count_operators(plans or [p for part in fused for p in part.plans()]),
         fallbacks=notes,
         locked=body.graph.locked if parts is None else None,
@@ -156,19 +160,22 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
     if isinstance(model, OptimizedModel):
-        raise ArgumentError("model is optimised already; accepted: the original, which is model.original")
+        raise ArgumentError(
+            "model is optimised already; accepted: the original, which is model.original"
+        )
     image_channels(model)
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise ModelError(
-            f"model: {training[0]} is in train mode{f' and {len(training) - 1} more' if training[1:] else ''}; "
-            "accepted: eval mode, model.eval()"
+            f"model: {len(training)} modules are in train mode ({training[0]} first); accepted: "
+            "eval mode, model.eval()"
         )
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
             if tensor.is_meta:
                 raise WeightsError(f"{kind} {name} is on the meta device and has no values")
-            # A sum is finite only if every element is, and needs no tensor of flags; a sum that overflows is looked at.
+            # A sum is finite only if every element is, and needs no tensor of flags; a sum that
+            # overflows is looked at.
             if tensor.is_floating_point() and not (
                 torch.isfinite(tensor.detach().sum()) or torch.isfinite(tensor).all()
             ):
@@ -186,11 +193,16 @@ def _choose(
     if backend not in BACKENDS:
         raise ArgumentError(f"backend is {backend!r}; accepted: {', '.join(map(repr, BACKENDS))}")
     if backend in ("gpu", "ptx"):
-        raise BackendError(f"backend is {backend!r}, which this version does not have; accepted: 'cpu', 'reference'")
+        raise BackendError(
+            f"backend is {backend!r}, which this version does not have; accepted: 'cpu', "
+            f"'reference'"
+        )
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     if device.type != home.type:
-        raise DeviceError(f"device is {device} and the model is on {home}; accepted: the model's device")
+        raise DeviceError(
+            f"device is {device} and the model is on {home}; accepted: the model's device"
+        )
     dtype = _dtype_of(model) if dtype is None else dtype
     if dtype not in _DTYPES:
         raise DtypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, _DTYPES))}")
@@ -215,9 +227,13 @@ def _check_example(example: Any, channels: int, dtype: torch.dtype) -> None:
     if example is None:
         return
     if not isinstance(example, torch.Tensor):
-        raise ArgumentError(f"example_input is a {type(example).__name__}; accepted: a torch.Tensor")
+        raise ArgumentError(
+            f"example_input is a {type(example).__name__}; accepted: a torch.Tensor"
+        )
     if example.dim() != 4 or example.shape[1] != channels:
-        raise ShapeError(f"example_input has shape {tuple(example.shape)}; accepted: (N, {channels}, H, W)")
+        raise ShapeError(
+            f"example_input has shape {tuple(example.shape)}; accepted: (N, {channels}, H, W)"
+        )
     if example.dtype != dtype:
         raise DtypeError(f"example_input is {example.dtype}; accepted: {dtype}")
 
@@ -227,7 +243,11 @@ _MOST_BATCHES = 5
 
 
 def _verified(
-    optimized: OptimizedModel, model: nn.Module, example: torch.Tensor | None, dtype: torch.dtype, channels: int
+    optimized: OptimizedModel,
+    model: nn.Module,
+    example: torch.Tensor | None,
+    dtype: torch.dtype,
+    channels: int,
 ) -> Iterator[Parity]:
     """Compare on random images of a size that was not captured, and on the example."""
     body = optimized._body
@@ -257,7 +277,9 @@ def _verified(
                     exact = run_graph(whole, x.double(), body.tensors())
                     same = dtype == _dtype_of(model)
                     stock = model(x) if same else run_graph(whole, x, body.tensors())
-            parity = tally.add(fast, pytree.tree_leaves(stock), pytree.tree_leaves(exact), tuple(shape))
+            parity = tally.add(
+                fast, pytree.tree_leaves(stock), pytree.tree_leaves(exact), tuple(shape)
+            )
             if parity.holds:
                 return parity
         raise ParityError(f"the optimised model differs from the original: {parity}")

@@ -1,4 +1,6 @@
-"""Partial capture: of a model that can't be exported whole, the largest submodules that can are replaced."""
+"""Partial capture: of a model that can't be exported whole, the largest submodules that can are
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture import capture, copy_structure, image_channels, modules_with_hooks, native_size
+from .capture import capture, copy_structure, image_channels, native_size
 from .errors import CaptureError
 from .model import Fused
 
@@ -19,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """A copy of the module tree, sharing the original's tensors, in which parts are `Fused` modules.
+    """A copy of the module tree, sharing the original's tensors, in which parts are `Fused`
+    modules.
 
     ``captured`` are their names, ``left`` the convolutions outside of them with the reason.
     """
@@ -64,7 +67,9 @@ def capture_parts(
     def visit(module: nn.Module, source: nn.Module, path: str) -> None:
         for name, child in list(module.named_children()):
             full = f"{path}.{name}" if path else name
-            origin = getattr(source, name) if not isinstance(source, nn.ModuleDict) else source[name]
+            origin = (
+                getattr(source, name) if not isinstance(source, nn.ModuleDict) else source[name]
+            )
             if full not in seen or not any(isinstance(m, nn.Conv2d) for m in origin.modules()):
                 continue
             shapes = seen[full].shapes
@@ -92,7 +97,9 @@ def capture_parts(
         raise reason
     left, unfused = [], 0
     for name, module in body.named_modules():
-        if isinstance(module, nn.Conv2d) and not any(name.startswith(f"{part}.") for part in captured):
+        if isinstance(module, nn.Conv2d) and not any(
+            name.startswith(f"{part}.") for part in captured
+        ):
             unfused += seen[name].macs if name in seen else 0
             holder = max((path for path in why if name.startswith(path)), key=len)
             left.append(f"{name}: {why[holder]}")
@@ -115,7 +122,9 @@ def _observe(body: nn.Module, example: torch.Tensor, reason: CaptureError) -> di
                 return
             shapes.setdefault(name, set()).add(tuple(maps[0].shape))
             if isinstance(module, nn.Conv2d):
-                macs[name] = macs.get(name, 0) + module.weight.numel() * output.shape[-1] * output.shape[-2]
+                macs[name] = (
+                    macs.get(name, 0) + module.weight.numel() * output.shape[-1] * output.shape[-2]
+                )
 
         return hook
 
@@ -127,12 +136,15 @@ def _observe(body: nn.Module, example: torch.Tensor, reason: CaptureError) -> di
             body(example)
     except Exception as error:
         raise CaptureError(
-            f"{reason}; and the model does not run on {tuple(example.shape)} images ({type(error).__name__}: {error}): "
+            f"{reason}; and the model does not run on {tuple(example.shape)} images "
+            f"({type(error).__name__}: {error}): "
             "pass example_input"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
     return {
-        name: _Seen(frozenset(found), macs.get(name, 0)) for name, found in shapes.items() if name not in odd
+        name: _Seen(frozenset(found), macs.get(name, 0))
+        for name, found in shapes.items()
+        if name not in odd
     }

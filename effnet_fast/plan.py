@@ -1,6 +1,8 @@
-"""From a Network and an image size to steps: one operator each, every size resolved, buffers in one arena.
+"""From a Network and an image size to steps: one operator each, every size resolved, buffers in one
+arena.
 
-A plan does not depend on the batch: an engine runs the steps image by image, or makes a batch of every buffer.
+A plan does not depend on the batch: an engine runs the steps image by image, or makes a batch of
+every buffer.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class Step:
 class Stage:
     """Steps that one native program runs, or a single step that torch runs.
 
-    ``tensors`` are the values that it reads from and leaves for others, inputs first; what else its steps make
-    lives in the arena at ``offsets`` (in floats).
+    ``tensors`` are the values that it reads from and leaves for others, inputs first; what else its
+    steps make lives in the arena at ``offsets`` (in floats).
     """
 
     native: bool
@@ -96,12 +98,14 @@ def make_plan(network: Network, size: tuple[int, int]) -> Plan:
 
     Raises
     ------
-    ShapeError : the size is not the one that the network is locked to, or some layer's window does not fit its map.
+    ShapeError : the size is not the one that the network is locked to, or some layer's window does
+        not fit its map.
     """
     if network.locked is not None and tuple(size) != tuple(network.locked):
         h, w = network.locked
         raise ShapeError(
-            f"image size is {size[0]}x{size[1]}; accepted: {h}x{w} alone, since numbers in this model follow the "
+            f"image size is {size[0]}x{size[1]}; accepted: {h}x{w} alone, since numbers in this "
+            f"model follow the "
             "image size in a way that only holds there"
         )
     sizes, windows = _sizes(network, size)
@@ -109,14 +113,16 @@ def make_plan(network: Network, size: tuple[int, int]) -> Plan:
     return Plan(network, tuple(size), tuple(_stages(network, steps, sizes)), sizes)
 
 
-# ---- sizes ----------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 
 
 def _sizes(network: Network, size: tuple[int, int]) -> tuple[dict[str, Size], dict[str, Window]]:
     """The size of every value, and of every windowed node the window with its padding resolved."""
     sizes: dict[str, Size] = {network.input: (network.channels, *size)}
     windows: dict[str, Window] = {}
-    foreign: dict[str, Any] = {}  # what segments make, on the meta device: of any rank, or plain numbers
+    foreign: dict[
+        str, Any
+    ] = {}  # what segments make, on the meta device: of any rank, or plain numbers
     for node in network.nodes:
         if isinstance(node, Segment):
             _run_on_meta(network, node, sizes, foreign)
@@ -135,7 +141,8 @@ def _sizes(network: Network, size: tuple[int, int]) -> tuple[dict[str, Size], di
             out_h, out_w = window.output_size(h, w)
             if out_h < 1 or out_w < 1:
                 raise ShapeError(
-                    f"image size {size[0]}x{size[1]} is too small: the {c}x{h}x{w} map before {node.name} is smaller "
+                    f"image size {size[0]}x{size[1]} is too small: the {c}x{h}x{w} map before "
+                    f"{node.name} is smaller "
                     f"than its {window.kernel[0]}x{window.kernel[1]} window"
                 )
             windows[node.name] = window
@@ -144,7 +151,8 @@ def _sizes(network: Network, size: tuple[int, int]) -> tuple[dict[str, Size], di
             limit = network.pool_limit
             if limit is not None and max(h, w) > limit:
                 raise ShapeError(
-                    f"image size {size[0]}x{size[1]} is too large: the model pools its last map in windows of "
+                    f"image size {size[0]}x{size[1]} is too large: the model pools its last map "
+                    f"in windows of "
                     f"{limit} pixels, and it has {h}x{w}"
                 )
             h = w = 1
@@ -171,15 +179,18 @@ def _run_on_meta(
         run_calls(node.calls, values)
     except RuntimeError as error:
         raise ShapeError(
-            f"the image size does not fit a part that PyTorch runs ({'; '.join(node.reasons)}): {error}"
+            f"the image size does not fit a part that PyTorch runs ({'; '.join(node.reasons)}): "
+            f"{error}"
         ) from error
     foreign.update((name, values[name]) for name in node.outputs)
 
 
-# ---- steps ----------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------
 
 
-def _steps(network: Network, sizes: Mapping[str, Size], windows: Mapping[str, Window]) -> list[Step]:
+def _steps(
+    network: Network, sizes: Mapping[str, Size], windows: Mapping[str, Window]
+) -> list[Step]:
     readers = _readers(network)
     steps: list[Step] = []
     held: dict[str, Node] = {}  # nodes that the step that alone reads them does in its own pass
@@ -190,7 +201,9 @@ def _steps(network: Network, sizes: Mapping[str, Size], windows: Mapping[str, Wi
         if _joins_reader(node, readers):
             held[node.name] = node
         elif isinstance(node, DepthwiseConv):
-            steps.append(Step("depthwise_conv" if first is None else "expand_depthwise", nodes, window))
+            steps.append(
+                Step("depthwise_conv" if first is None else "expand_depthwise", nodes, window)
+            )
         elif isinstance(node, PointwiseConv):
             steps.append(Step("pointwise_conv" if first is None else "fused_mbconv", nodes, window))
         elif isinstance(node, SqueezeExcite):
@@ -233,12 +246,13 @@ def _joins_reader(node: Node, readers: Mapping[str, list[Node | None]]) -> bool:
     return isinstance(reader[0], PointwiseConv) and reader[0].gate is None and not reader[0].pool
 
 
-# ---- stages ---------------------------------------------------------------------------------------------------------
+# ---- stages --------------------------------------------------------------------------------------
 
 
 def _stages(network: Network, steps: list[Step], sizes: Mapping[str, Size]) -> Iterator[Stage]:
-    """Cut the steps into native runs. A classifier works on the whole batch at once, so no step that is not one
-    follows it in its run."""
+    """Cut the steps into native runs. A classifier works on the whole batch at once, so no step
+    that is not one follows it in its run.
+    """
     runs: list[list[Step]] = []
     for step in steps:
         native = step.operator not in _TORCH
@@ -286,8 +300,9 @@ _TORCH = frozenset({"aten", "swish"})  # what torch runs, on whole tensors
 def _arena(
     steps: list[Step], outside: set[str], sizes: Mapping[str, Size]
 ) -> tuple[dict[str, int], int]:
-    """Offsets for the values of one native run, in floats: the largest first, each at the lowest place that is free
-    for as long as it lives."""
+    """Offsets for the values of one native run, in floats: the largest first, each at the lowest
+    place that is free for as long as it lives.
+    """
     born: dict[str, int] = {}
     dies: dict[str, int] = {}
     for index, step in enumerate(steps):

@@ -1,15 +1,17 @@
-"""From a captured graph to a Network: pattern matching over ATen, batch norm folded in float64, nothing guessed.
+"""From a captured graph to a Network: pattern matching over ATen, batch norm folded in float64,
+nothing guessed.
 
-Each pass below turns calls into bigger items and leaves what it does not understand alone; what is left at the end
-becomes segments that run in plain PyTorch. Whether a value is a vector (one pixel) is known from how it is made, a
-global pool, and never from its size, which may be 1 x 1 by chance at the captured size.
+Each pass below turns calls into bigger items and leaves what it does not understand alone; what is
+left at the end becomes segments that run in plain PyTorch. Whether a value is a vector (one pixel)
+is known from how it is made, a global pool, and never from its size, which may be 1 x 1 by chance
+at the captured size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +31,6 @@ from .network import (
     SqueezeExcite,
     StemConv,
     Window,
-    makes,
     reads,
 )
 
@@ -50,7 +51,9 @@ def recognise(
 
 @dataclass
 class _Conv:
-    """A convolution or linear layer with what its kernel takes over: padding, batch norm, activation, and so on."""
+    """A convolution or linear layer with what its kernel takes over: padding, batch norm,
+    activation, and so on.
+    """
 
     name: str  # of the value it makes, the last call's
     call: str  # of the convolution itself
@@ -100,7 +103,9 @@ class _Recogniser:
         self.graph = graph
         self.dtype = dtype
         self.model_name = dict(graph.tensors)
-        self.constant: dict[str, Any] = {name: tensors[full] for name, full in graph.tensors.items()}
+        self.constant: dict[str, Any] = {
+            name: tensors[full] for name, full in graph.tensors.items()
+        }
         self.shape = {call.name: call.shape for call in graph.calls}
         self.alias: dict[str, str] = {}  # a flattened vector to the vector
         self.pool_limit: int | None = None
@@ -128,7 +133,7 @@ class _Recogniser:
             dtype=self.dtype,
         )
 
-    # ---- the graph around a value ---------------------------------------------------------------------------------
+    # ---- the graph around a value ----------------------------------------------------------------
 
     def _resolve(self, name: str) -> str:
         while name in self.alias:
@@ -151,16 +156,24 @@ class _Recogniser:
         if isinstance(item, _Pool | _Gate):
             return True
         if isinstance(item, _Conv):
-            return item.pool or item.kind == "linear" or (item.kind == "pointwise" and self._is_vector(item.x))
+            return (
+                item.pool
+                or item.kind == "linear"
+                or (item.kind == "pointwise" and self._is_vector(item.x))
+            )
         return isinstance(item, _Act) and self._is_vector(item.x)
 
-    # ---- passes ---------------------------------------------------------------------------------------------------
+    # ---- passes ----------------------------------------------------------------------------------
 
     def _fold_constants(self) -> None:
-        """Evaluate, in float64, what depends on parameters alone (parametrised or standardised weights)."""
+        """Evaluate, in float64, what depends on parameters alone (parametrised or standardised
+        weights).
+        """
         for call in self.graph.calls:
             names = list(call.reads())
-            if call.target.startswith("aten.sym_size") or not all(name in self.constant for name in names):
+            if call.target.startswith("aten.sym_size") or not all(
+                name in self.constant for name in names
+            ):
                 self.items[call.name] = call
                 continue
             if not names and not call.target.startswith("aten.arange"):
@@ -169,10 +182,14 @@ class _Recogniser:
             values = {name: _exact(self.constant[name]) for name in names}
             run_calls((call,), values)
             self.constant[call.name] = values[call.name]
-            self.model_name[call.name] = next((self.model_name[n] for n in names if n in self.model_name), call.name)
+            self.model_name[call.name] = next(
+                (self.model_name[n] for n in names if n in self.model_name), call.name
+            )
 
     def _take_layers(self) -> None:
-        """Convolutions, linear layers, pools and activations, in order: what a layer reads is known when it is met."""
+        """Convolutions, linear layers, pools and activations, in order: what a layer reads is known
+        when it is met.
+        """
         users = self._users()
         for call in list(self.items.values()):
             if self.items.get(call.name) is not call:
@@ -193,13 +210,18 @@ class _Recogniser:
                 self.items[call.name] = _Act(call.name, x, Act.SWISH)
 
     def _take(self, conv: _Conv, users: Mapping[str, list]) -> None:
-        """Put a layer, and the batch norm and activation that alone read it, in the place of the last of their calls.
+        """Put a layer, and the batch norm and activation that alone read it, in the place of the
+        last of their calls.
 
         There, all that it reads is defined.
         """
         taken = [conv.name]
         reader = _only(users, conv.name)
-        if conv.kind != "linear" and isinstance(reader, Call) and self._fold_batch_norm(conv, reader):
+        if (
+            conv.kind != "linear"
+            and isinstance(reader, Call)
+            and self._fold_batch_norm(conv, reader)
+        ):
             taken.append(reader.name)
         if found := _activation_of(taken[-1], users):
             conv.act, names = found
@@ -232,7 +254,10 @@ class _Recogniser:
             return None
         stride, dilation = _pair(stride), _pair(dilation)
         if isinstance(padding, str):
-            pads = tuple(d * (k - 1) if padding == "same" else 0 for k, d in zip((kh, kw), dilation, strict=True))
+            pads = tuple(
+                d * (k - 1) if padding == "same" else 0
+                for k, d in zip((kh, kw), dilation, strict=True)
+            )
             pads = (pads[0] // 2, pads[1] // 2, pads[0] - pads[0] // 2, pads[1] - pads[1] // 2)
         else:
             pads = _pair(padding) * 2
@@ -249,12 +274,21 @@ class _Recogniser:
         else:
             kind = "dense"
         return _Conv(
-            call.name, call.name, source, kind, _exact(kernel),
-            None if bias is None else _exact(self.constant[bias.name]), window,
+            call.name,
+            call.name,
+            source,
+            kind,
+            _exact(kernel),
+            None if bias is None else _exact(self.constant[bias.name]),
+            window,
         )
 
-    def _padded(self, name: str, window: Window, users: Mapping[str, list]) -> tuple[str, Window] | None:
-        """The map before a zero padding that this window alone reads, and the window with the padding in it."""
+    def _padded(
+        self, name: str, window: Window, users: Mapping[str, list]
+    ) -> tuple[str, Window] | None:
+        """The map before a zero padding that this window alone reads, and the window with the
+        padding in it.
+        """
         pad = self.items.get(name)
         if not isinstance(pad, Call) or len(users.get(name, ())) != 1 or window.padding is None:
             return None
@@ -267,14 +301,16 @@ class _Recogniser:
             window = Window(kernel, stride, dilation, None)
         elif pad.op in ("aten.pad", "aten.constant_pad_nd"):
             x, pads, *rest = pad.args
-            mode, value = (rest + ["constant", None][len(rest) :])[:2] if pad.op == "aten.pad" else ("constant", *rest)
+            mode, value = (
+                (rest + ["constant", None][len(rest) :])[:2]
+                if pad.op == "aten.pad"
+                else ("constant", *rest)
+            )
             if mode != "constant" or value not in (None, 0, 0.0) or len(pads) != 4 or min(pads) < 0:
                 return None
             left, right, top, bottom = pads
-            t, l, b, r = window.padding
-            window = Window(
-                window.kernel, window.stride, window.dilation, (t + top, l + left, b + bottom, r + right)
-            )
+            pads = zip(window.padding, (top, left, bottom, right), strict=True)
+            window = replace(window, padding=tuple(own + more for own, more in pads))
         else:
             return None
         del self.items[name]
@@ -285,7 +321,12 @@ class _Recogniser:
             return False
         _, weight, bias, mean, var, training, _, eps = call.args[:8]
         names = [arg.name for arg in (weight, bias, mean, var) if arg is not None]
-        if training or mean is None or var is None or not all(name in self.constant for name in names):
+        if (
+            training
+            or mean is None
+            or var is None
+            or not all(name in self.constant for name in names)
+        ):
             return False
         scale = torch.rsqrt(_exact(self.constant[var.name]) + eps)
         if weight is not None:
@@ -303,16 +344,23 @@ class _Recogniser:
         x, weight, bias = _arguments(call, (None, None, None))
         if not self._is_vector(x.name):  # on (N, L, C) it would be another operation
             return None
-        if weight.name not in self.constant or (bias is not None and bias.name not in self.constant):
+        if weight.name not in self.constant or (
+            bias is not None and bias.name not in self.constant
+        ):
             return None
         matrix = _exact(self.constant[weight.name])
         return _Conv(
-            call.name, call.name, x.name, "linear", matrix,
-            None if bias is None else _exact(self.constant[bias.name]), Window((1, 1)),
+            call.name,
+            call.name,
+            x.name,
+            "linear",
+            matrix,
+            None if bias is None else _exact(self.constant[bias.name]),
+            Window((1, 1)),
         )
 
     def _gated_by_itself(self, call: Call, users: Mapping[str, list]) -> str | None:
-        """x when the call is x * sigmoid(x) and nothing else reads the sigmoid."""
+        """X when the call is x * sigmoid(x) and nothing else reads the sigmoid."""
         if call.op != "aten.mul" or not all(isinstance(arg, Ref) for arg in call.args):
             return None
         for x, other in (call.args, call.args[::-1]):
@@ -335,13 +383,19 @@ class _Recogniser:
         )
 
     def _take_gates(self) -> None:
-        """x * gate(pool(x)), where a depthwise convolution makes x and one pointwise convolution reads the product."""
+        """X * gate(pool(x)), where a depthwise convolution makes x and one pointwise convolution
+        reads the product.
+        """
         for call in list(self.items.values()):
             if not isinstance(call, Call) or call.op != "aten.mul" or len(call.args) != 2:
                 continue
             users = self._users()
             for x, gate in (call.args, call.args[::-1]):
-                if isinstance(x, Ref) and isinstance(gate, Ref) and self._take_gate(call, x.name, gate.name, users):
+                if (
+                    isinstance(x, Ref)
+                    and isinstance(gate, Ref)
+                    and self._take_gate(call, x.name, gate.name, users)
+                ):
                     break
 
     def _take_gate(self, call: Call, x: str, gate: str, users: Mapping[str, list]) -> bool:
@@ -367,7 +421,9 @@ class _Recogniser:
             and self._resolve(reader.x) == call.name
         )
         if not isinstance(source, _Conv) or source.kind != "depthwise" or not reader_takes:
-            self.refusals[call.name] = "squeeze-excitation that is not between a depthwise and a pointwise convolution"
+            self.refusals[call.name] = (
+                "squeeze-excitation that is not between a depthwise and a pointwise convolution"
+            )
             return False
         source.sums = source.sums or f"{source.name}.sums"
         for name in (pool.name, reduce.name, call.name):
@@ -377,16 +433,25 @@ class _Recogniser:
         return True
 
     def _take_residuals(self) -> None:
-        """conv + x into the convolution's epilogue, in the place of the addition."""
+        """Conv + x into the convolution's epilogue, in the place of the addition."""
         for call in list(self.items.values()):
-            if not isinstance(call, Call) or call.op != "aten.add" or len(call.args) != 2 or call.kwargs:
+            if (
+                not isinstance(call, Call)
+                or call.op != "aten.add"
+                or len(call.args) != 2
+                or call.kwargs
+            ):
                 continue
             if not all(isinstance(arg, Ref) for arg in call.args):
                 continue
             users = self._users()
             order = {name: index for index, name in enumerate(self.items)}
-            both = sorted((self._resolve(arg.name) for arg in call.args), key=lambda n: -order.get(n, -1))
-            if len(set(both)) != 2 or self.shape.get(call.args[0].name, 0) != self.shape.get(call.args[1].name, 1):
+            both = sorted(
+                (self._resolve(arg.name) for arg in call.args), key=lambda n: -order.get(n, -1)
+            )
+            if len(set(both)) != 2 or self.shape.get(call.args[0].name, 0) != self.shape.get(
+                call.args[1].name, 1
+            ):
                 continue
             for name, other in (both, both[::-1]):
                 conv = self.items.get(name)
@@ -418,7 +483,7 @@ class _Recogniser:
                 conv.name, conv.pool = pool.name, True
                 self.items[pool.name] = conv
 
-    # ---- nodes ----------------------------------------------------------------------------------------------------
+    # ---- nodes -----------------------------------------------------------------------------------
 
     def _emitted(self) -> list[Node | Call]:
         def rounded(tensor: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
@@ -432,10 +497,15 @@ class _Recogniser:
                 reduce, expand = item.reduce, item.expand
                 emitted.append(
                     SqueezeExcite(
-                        item.name, f"{item.of}.sums", item.of,
-                        rounded(reduce.weight, *reduce.weight.shape[:2]), rounded(reduce.bias),
-                        rounded(expand.weight, *expand.weight.shape[:2]), rounded(expand.bias),
-                        reduce.act, expand.act,
+                        item.name,
+                        f"{item.of}.sums",
+                        item.of,
+                        rounded(reduce.weight, *reduce.weight.shape[:2]),
+                        rounded(reduce.bias),
+                        rounded(expand.weight, *expand.weight.shape[:2]),
+                        rounded(expand.bias),
+                        reduce.act,
+                        expand.act,
                     )
                 )
             elif isinstance(item, _Act):
@@ -449,7 +519,9 @@ class _Recogniser:
         return self._alive(emitted)
 
     def _alive(self, emitted: list[Node | Call]) -> list[Node | Call]:
-        """Without the calls that nothing reads any more, such as the batch size of a flatten that became an alias."""
+        """Without the calls that nothing reads any more, such as the batch size of a flatten that
+        became an alias.
+        """
         needed = {self._resolve(name) for name in refs(self.graph.outputs)}
         kept = []
         for entry in reversed(emitted):
@@ -469,7 +541,9 @@ class _Recogniser:
             inner = f"{conv.name}.linear"
             return [Classifier(inner, x, weight, bias), Activation(conv.name, inner, conv.act)]
         if conv.kind == "pointwise":
-            return [PointwiseConv(conv.name, x, weight, bias, conv.act, conv.gate, residual, conv.pool)]
+            return [
+                PointwiseConv(conv.name, x, weight, bias, conv.act, conv.gate, residual, conv.pool)
+            ]
         if conv.kind == "depthwise":
             return [DepthwiseConv(conv.name, x, weight, bias, conv.window, conv.act, conv.sums)]
         if conv.kind == "stem" and not residual:
@@ -498,11 +572,14 @@ class _Recogniser:
             start = stop
         return tuple(nodes)
 
-    def _segment(self, calls: list[Call], indices: range, read_by: Mapping[str, set[int]]) -> Segment:
+    def _segment(
+        self, calls: list[Call], indices: range, read_by: Mapping[str, set[int]]
+    ) -> Segment:
         made = {call.name for call in calls}
         names = list(dict.fromkeys(name for call in calls for name in call.reads()))
         tensors = {name: self._segment_tensor(name) for name in names if name in self.constant}
-        # Calls read a flattened vector under its own name: the alias is one more input, with a rank of its own.
+        # Calls read a flattened vector under its own name: the alias is one more input, with a rank
+        # of its own.
         inputs = tuple(name for name in names if name not in made and name not in tensors)
         outputs = tuple(
             call.name for call in calls if any(i not in indices for i in read_by.get(call.name, ()))
@@ -540,7 +617,11 @@ class _Recogniser:
         for call in self.graph.calls:
             if "conv" not in call.op and call.op != "aten.linear":
                 continue
-            if call.name in self.constant or call.shape is None or not isinstance(call.args[1], Ref):
+            if (
+                call.name in self.constant
+                or call.shape is None
+                or not isinstance(call.args[1], Ref)
+            ):
                 continue
             name = call.args[1].name
             layer = self.model_name.get(name, name)
@@ -550,12 +631,14 @@ class _Recogniser:
             yield Layer(layer, macs, "conv" in call.op, call.name in fused)
 
 
-# ---- small patterns ---------------------------------------------------------------------------------------------------
+# ---- small patterns ------------------------------------------------------------------------------
 
 _RESHAPES = frozenset(
     f"aten.{name}" for name in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
 )
-_SILENT = frozenset({"aten.sym_size", "operator.getitem", "operator.mul", "operator.add", "operator.floordiv"})
+_SILENT = frozenset(
+    {"aten.sym_size", "operator.getitem", "operator.mul", "operator.add", "operator.floordiv"}
+)
 
 
 def _item_reads(item: _Item) -> list[str]:
@@ -649,12 +732,24 @@ def _is_global_pool(call: Call) -> bool:
 
 
 def _pool_limit(call: Call) -> int | None:
-    """The largest map edge for which an average pool with ceil_mode is a global one: its window's edge."""
+    """The largest map edge for which an average pool with ceil_mode is a global one: its window's
+    edge.
+    """
     if call.op != "aten.avg_pool2d":
         return None
     _, kernel, stride, padding, ceil_mode, _, divisor = _arguments(
         call, (None, None, (), (0, 0), False, True, None)
     )
-    whole = _pair(stride or kernel) == _pair(kernel) and _pair(padding) == (0, 0) and ceil_mode and divisor is None
-    # 64: at stride 32 the map of a 2048-pixel image. Smaller windows are poolings meant to keep a map.
-    return min(_pair(kernel)) if whole and min(_pair(kernel)) >= 64 and (call.shape or ())[2:] == (1, 1) else None
+    whole = (
+        _pair(stride or kernel) == _pair(kernel)
+        and _pair(padding) == (0, 0)
+        and ceil_mode
+        and divisor is None
+    )
+    # 64: at stride 32 the map of a 2048-pixel image. Smaller windows are poolings meant to keep a
+    # map.
+    return (
+        min(_pair(kernel))
+        if whole and min(_pair(kernel)) >= 64 and (call.shape or ())[2:] == (1, 1)
+        else None
+    )

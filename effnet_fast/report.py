@@ -1,4 +1,6 @@
-"""What optimize did: what was fused, on which kernels, what was left alone and why, and the measured error."""
+"""What optimize did: what was fused, on which kernels, what was left alone and why, and the
+measured error.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,14 @@ from .verify import Parity
 
 @dataclass(frozen=True)
 class Report:
-    """The account of one optimised model; ``print(report)`` is for people, ``to_dict()`` for programs.
+    """The account of one optimised model; ``print(report)`` is for people, ``to_dict()`` for
+    programs.
 
     Attributes
     ----------
     fused_share : of the model's convolution multiply-adds, those done by fused operators, 0 to 1.
-    operators : operator name to the number of its steps; ``aten`` counts the segments left to PyTorch.
+    operators : operator name to the number of its steps; ``aten`` counts the segments left to
+        PyTorch.
     fallbacks : what is not fused and why, one line each.
     parity : one entry for each image size that was verified; empty with ``verify=False``.
     seconds : what capture, recognise, plan and verify took.
@@ -42,9 +46,12 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        kernels = f"{self.backend}, {self.instruction_set}" if self.instruction_set else self.backend
+        kernels = (
+            f"{self.backend}, {self.instruction_set}" if self.instruction_set else self.backend
+        )
         lines = [
-            f"{self.model}: {100 * self.fused_share:.4g} % of convolution multiply-adds in fused operators "
+            f"{self.model}: {100 * self.fused_share:.4g} % of convolution multiply-adds in fused "
+            f"operators "
             f"({kernels}, {self.dtype})",
             "  " + ", ".join(f"{count} {name}" for name, count in self.operators.items()),
         ]

@@ -1,4 +1,6 @@
-"""Optimised models on disk: the captured graph as JSON beside the weights, no code and no classes."""
+"""Optimised models on disk: the captured graph as JSON beside the weights, no code and no
+classes.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,10 @@ def save(model: OptimizedModel, path: str | Path) -> None:
 
     body = model._body
     if not isinstance(body, Fused):
+        parts = ", ".join(model.report.parts)
         raise CaptureError(
-            f"save: stock modules stand between the fused parts ({', '.join(model.report.parts)}), and their code "
-            "can't be written to a file; pickle the model instead"
+            f"save: stock modules stand between the fused parts ({parts}), and their code can't be "
+            "written to a file; pickle the model instead"
         )
     body._watch.check()
     content = {
@@ -78,14 +81,20 @@ def load(path: str | Path) -> OptimizedModel:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a file that save() wrote, or damaged: {error}") from error
+        raise CheckpointError(
+            f"{path}: not a file that save() wrote, or damaged: {error}"
+        ) from error
     if not isinstance(content, dict) or "effnet_fast" not in content:
-        raise CheckpointError(f"{path}: a checkpoint, but not one that an optimised model's save() wrote")
+        raise CheckpointError(
+            f"{path}: a checkpoint, but not one that an optimised model's save() wrote"
+        )
     if content["effnet_fast"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['effnet_fast']}; accepted: {FORMAT}")
     try:
         graph = _graph_from_plain(json.loads(content["graph"]), content["others"])
-        original = CapturedModel(graph, content["argument"], content["state_dict"], content["others"])
+        original = CapturedModel(
+            graph, content["argument"], content["state_dict"], content["others"]
+        )
         body = Fused(original, graph, content["backend"], getattr(torch, content["dtype"]))
         report = _report_from_plain(json.loads(content["report"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -134,14 +143,20 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
     module.register_buffer(key, tensor, persistent=persistent)
 
 
-# ---- graphs as plain data ---------------------------------------------------------------------------------------------
+# ---- graphs as plain data ------------------------------------------------------------------------
 
 
 def _graph_to_plain(graph: Graph) -> dict[str, Any]:
     return {
         "input": graph.input,
         "calls": [
-            [call.name, call.target, _plain(call.args), _plain(dict(call.kwargs)), _plain(call.shape)]
+            [
+                call.name,
+                call.target,
+                _plain(call.args),
+                _plain(dict(call.kwargs)),
+                _plain(call.shape),
+            ]
             for call in graph.calls
         ],
         "outputs": _plain(graph.outputs),
@@ -186,7 +201,9 @@ def _plain(value: Any) -> Any:
         return {"device": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise CaptureError(f"save: the graph holds a {type(value).__name__}, which can't be written to a file")
+    raise CaptureError(
+        f"save: the graph holds a {type(value).__name__}, which can't be written to a file"
+    )
 
 
 def _value(plain: Any) -> Any:

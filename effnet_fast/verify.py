@@ -11,16 +11,19 @@ import torch
 
 from .errors import ParityError
 
-# An optimised model may be at most this much further from float64 than the stock model in the same type ...
+# An optimised model may be at most this much further from float64 than the stock model in the same
+# type ...
 ERROR_RATIO = 1.5
-# ... or within the type's floor: about 30 roundings of the type, in relative L2, where the stock error is tiny by luck.
+# ... or within the type's floor: about 30 roundings of the type, in relative L2, where the stock
+# error is tiny by luck.
 FLOORS = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
-# A stock model further than this from the float64 run of its graph does something else than the graph does.
+# A stock model further than this from the float64 run of its graph does something else than the
+# graph does.
 CAPTURE_FACTOR = 500
 
 
@@ -39,25 +42,32 @@ class Parity:
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"error {self.error:.1e} (stock {self.stock_error:.1e}, bound {self.bound:.1e}) on {shape}"
+        beside = f"stock {self.stock_error:.1e}, bound {self.bound:.1e}"
+        return f"error {self.error:.1e} ({beside}) on {shape}"
 
 
 class Tally:
     """Errors summed over batches, and the verdict on them.
 
-    One draw of rounding errors can be twice another's where a network amplifies a few directions, in the stock model
-    as in ours. So a batch that passes the bound settles it, and one that does not is followed by more: the errors of
-    all together decide.
+    One draw of rounding errors can be twice another's where a network amplifies a few directions,
+    in the stock model as in ours. So a batch that passes the bound settles it, and one that does
+    not is followed by more: the errors of all together decide.
     """
 
     def __init__(self, dtype: torch.dtype):
         """``dtype``: what both models compute in."""
         self.dtype = dtype
-        self._sums: list[list[float]] = []  # per output: squared error, squared stock error, squared norm
+        self._sums: list[
+            list[float]
+        ] = []  # per output: squared error, squared stock error, squared norm
         self._shape: tuple[int, ...] = ()
 
     def add(
-        self, fast: Sequence[Any], stock: Sequence[Any], exact: Sequence[Any], shape: tuple[int, ...]
+        self,
+        fast: Sequence[Any],
+        stock: Sequence[Any],
+        exact: Sequence[Any],
+        shape: tuple[int, ...],
     ) -> Parity:
         """Add one batch's flat outputs; the parity of all batches so far.
 
@@ -69,10 +79,13 @@ class Tally:
 
         Raises
         ------
-        ParityError : outputs of other shapes or dtypes, or a stock model that is far from its own graph.
+        ParityError : outputs of other shapes or dtypes, or a stock model that is far from its own
+            graph.
         """
         if len(fast) != len(stock):
-            raise ParityError(f"the optimised model returns {len(fast)} values, the original {len(stock)}")
+            raise ParityError(
+                f"the optimised model returns {len(fast)} values, the original {len(stock)}"
+            )
         if not self._sums:
             self._sums = [[0.0, 0.0, 0.0] for _ in fast]
         self._shape = shape
@@ -85,18 +98,23 @@ class Tally:
                     f"{tuple(theirs.shape)} {theirs.dtype}"
                 )
             reference = reference.double()
-            for at, tensor in enumerate((ours.double() - reference, theirs.double() - reference, reference)):
+            for at, tensor in enumerate(
+                (ours.double() - reference, theirs.double() - reference, reference)
+            ):
                 sums[at] += tensor.square().sum().item()
         parity = self._parity()
         if not parity.stock_error <= CAPTURE_FACTOR * FLOORS[self.dtype]:
             raise ParityError(
-                f"the captured graph is not what the model computes: {parity}. The model may be random, depend on "
+                f"the captured graph is not what the model computes: {parity}. The model may be "
+                f"random, depend on "
                 "values or sizes in Python code, or produce infinities"
             )
         return parity
 
     def _parity(self) -> Parity:
-        """The largest relative errors over the outputs; absolute ones for an output that is zero. NaN is infinite."""
+        """The largest relative errors over the outputs; absolute ones for an output that is zero.
+        NaN is infinite.
+        """
         error, stock_error = (
             max((_root(sums[at], sums[2]) for sums in self._sums), default=0.0) for at in (0, 1)
         )

@@ -1,4 +1,4 @@
-"""Small networks and calibrated weights for the tests."""
+"""Small networks for the tests."""
 
 from __future__ import annotations
 
@@ -6,19 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from effnet_fast.bench.coverage import calibrated
+
+__all__ = [
+    "MBConv",
+    "SameConv2d",
+    "SqueezeExcite",
+    "Tiny",
+    "calibrated",
+    "conv_norm_act",
+    "images",
+    "tiny",
+]
+
 
 class SameConv2d(nn.Conv2d):
     """A convolution that pads as TensorFlow's SAME does, from the run-time size."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pads = []
-        for size, k, s in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        for size, k, s in zip(
+            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
+        ):
             total = max((-(-size // s) - 1) * s + k - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
-def conv_norm_act(cin: int, cout: int, k: int = 1, s: int = 1, groups: int = 1, act=nn.SiLU, same=False):
+def conv_norm_act(
+    cin: int, cout: int, k: int = 1, s: int = 1, groups: int = 1, act=nn.SiLU, same=False
+):
     kind = SameConv2d if same else nn.Conv2d
     conv = kind(cin, cout, k, s, 0 if same else k // 2, groups=groups, bias=False)
     layers = [conv, nn.BatchNorm2d(cout)]
@@ -50,13 +67,18 @@ class MBConv(nn.Module):
 
 
 class Tiny(nn.Module):
-    """An EfficientNet in small: stem, fused block, two MBConv (one with a residual), head, classifier."""
+    """An EfficientNet in small: stem, fused block, two MBConv (one with a residual), head,
+    classifier."""
 
     def __init__(self, same: bool = False, channels: int = 3, classes: int = 10):
         super().__init__()
         self.stem = conv_norm_act(channels, 8, 3, 2, same=same)
-        self.fused = nn.Sequential(conv_norm_act(8, 16, 3, 2, same=same), conv_norm_act(16, 12, act=None))
-        self.blocks = nn.Sequential(MBConv(12, 20, 5, 2, same=same), MBConv(20, 20, 3, 1, same=same))
+        self.fused = nn.Sequential(
+            conv_norm_act(8, 16, 3, 2, same=same), conv_norm_act(16, 12, act=None)
+        )
+        self.blocks = nn.Sequential(
+            MBConv(12, 20, 5, 2, same=same), MBConv(20, 20, 3, 1, same=same)
+        )
         self.head = conv_norm_act(20, 32)
         self.classifier = nn.Linear(32, classes)
 
@@ -66,32 +88,7 @@ class Tiny(nn.Module):
 
 
 def tiny(seed: int = 0, **options) -> Tiny:
-    return calibrated(Tiny(**options), seed, channels=options.get("channels", 3))
-
-
-def calibrated(model: nn.Module, seed: int = 0, channels: int = 3, size: int = 64) -> nn.Module:
-    """The model in eval mode, batch norms with random affine parameters and statistics that fit what they see.
-
-    So activations have a natural scale: with fresh statistics a deep network's signal dies out, and errors with it.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    with torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-            if norm.affine:
-                norm.weight.uniform_(0.6, 1.4, generator=generator)
-                norm.bias.normal_(0.0, 0.3, generator=generator)
-        model.eval()
-        for norm in norms:
-            norm.train()
-        for _ in range(2):
-            model(torch.randn(8, channels, size, size, generator=generator))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    return model.eval()
+    return calibrated(Tiny(**options), seed)
 
 
 def images(n: int, h: int, w: int, channels: int = 3, seed: int = 0) -> torch.Tensor:

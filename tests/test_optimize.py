@@ -42,7 +42,7 @@ def close(y: torch.Tensor, model: nn.Module, x: torch.Tensor) -> None:
     assert parity.holds, parity
 
 
-# ---- the answer -----------------------------------------------------------------------------------------------------
+# ---- the answer ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (33, 40), (225, 223)])
@@ -91,7 +91,9 @@ def test_threads_may_share_a_model(fast):
             if not torch.equal(fast(x), y):
                 wrong.append(x.shape)
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(batches, expected, strict=True)]
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(batches, expected, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -113,7 +115,7 @@ def test_plans_are_bounded(fast):
     assert len(fast.parts()[0].plans()) <= 16
 
 
-# ---- the user's model -----------------------------------------------------------------------------------------------
+# ---- the user's model ----------------------------------------------------------------------------
 
 
 def test_the_model_and_the_process_stay_as_they_were():
@@ -190,7 +192,7 @@ def test_a_file_that_is_no_saved_model_is_refused(fast, damage, tmp_path):
         effnet_fast.load(path)
 
 
-# ---- weights that change --------------------------------------------------------------------------------------------
+# ---- weights that change -------------------------------------------------------------------------
 
 
 def replace_parameter(model):
@@ -245,7 +247,7 @@ def test_load_state_dict_loads_into_the_original_and_refreshes():
     close(fast(x), other, x)
 
 
-# ---- models of every kind -------------------------------------------------------------------------------------------
+# ---- models of every kind ------------------------------------------------------------------------
 
 
 class Standardised(nn.Module):
@@ -366,7 +368,7 @@ def test_the_signature_is_the_originals():
             fast(*args, **kwargs)
 
 
-# ---- refusals -------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,10 +376,18 @@ def test_the_signature_is_the_originals():
     [
         (torch.zeros(3, 64, 64), errors.ShapeError, r"4 axes, \(N, 3, H, W\)"),
         (torch.zeros(1, 4, 64, 64), errors.ShapeError, "4 channels; accepted: 3"),
-        (torch.zeros(1, 3, 64, 64).double(), errors.DtypeError, r"torch\.float64; accepted: torch\.float32"),
+        (
+            torch.zeros(1, 3, 64, 64).double(),
+            errors.DtypeError,
+            r"torch\.float64; accepted: torch\.float32",
+        ),
         (torch.zeros(1, 3, 64, 64, device="meta"), errors.DeviceError, "on meta; accepted: cpu"),
         (torch.zeros(1, 3, 0, 64), errors.ShapeError, "too small"),
-        (torch.zeros(1, 3, 64, 64, requires_grad=True), errors.InferenceOnlyError, "inference only"),
+        (
+            torch.zeros(1, 3, 64, 64, requires_grad=True),
+            errors.InferenceOnlyError,
+            "inference only",
+        ),
         ("image", errors.ArgumentError, "str; accepted"),
     ],
 )
@@ -464,7 +474,7 @@ def test_verification_notices_a_wrong_answer():
         Tally(torch.float32).add([stock[:, :9]], [stock], [exact], (4, 3, 8, 8))
 
 
-# ---- no silence -----------------------------------------------------------------------------------------------------
+# ---- no silence ----------------------------------------------------------------------------------
 
 
 class Grouped(nn.Module):
@@ -500,7 +510,11 @@ def test_the_report_says_what_was_done(fast):
     report = fast.report
     assert report.backend == "cpu" and report.fused_share == 1.0 and report.fallbacks == ()
     assert report.operators == {
-        "pointwise_conv": 3, "expand_depthwise": 2, "squeeze_excite": 2, "stem_conv": 1, "fused_mbconv": 1,
+        "pointwise_conv": 3,
+        "expand_depthwise": 2,
+        "squeeze_excite": 2,
+        "stem_conv": 1,
+        "fused_mbconv": 1,
         "classifier": 1,
     }
     (parity,) = report.parity
@@ -509,7 +523,7 @@ def test_the_report_says_what_was_done(fast):
     assert report.to_dict()["operators"]["stem_conv"] == 1
 
 
-# ---- torch.export and torch.compile ---------------------------------------------------------------------------------
+# ---- torch.export and torch.compile --------------------------------------------------------------
 
 
 def test_export_holds_operators_and_gives_the_same_bits(fast, tmp_path):

@@ -21,7 +21,14 @@ def operators(plan) -> list[str]:
 def test_an_efficientnet_is_one_native_stage_with_its_fusions():
     plan = make_plan(network_of(tiny()), (64, 64))
     mbconv = ["expand_depthwise", "squeeze_excite", "pointwise_conv"]
-    assert operators(plan) == ["stem_conv", "fused_mbconv", *mbconv, *mbconv, "pointwise_conv", "classifier"]
+    assert operators(plan) == [
+        "stem_conv",
+        "fused_mbconv",
+        *mbconv,
+        *mbconv,
+        "pointwise_conv",
+        "classifier",
+    ]
     assert [stage.native for stage in plan.stages] == [True]
     (stage,) = plan.stages
     assert len(stage.inputs) == 1 and len(stage.outputs) == 1

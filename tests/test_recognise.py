@@ -28,7 +28,10 @@ from effnet_fast.recognise import recognise
 
 def network_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Network:
     graph = capture(model)
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers()),
+    }
     return recognise(graph, tensors | dict(graph.constants), dtype)
 
 
@@ -37,7 +40,8 @@ def kinds(network: Network) -> list[type]:
 
 
 def exact_run(network: Network, model: nn.Module, x: torch.Tensor) -> None:
-    """The network in float64 gives the model's float64 numbers: nothing was mistaken for something else."""
+    """The network in float64 gives the model's float64 numbers: nothing was mistaken for something
+    else."""
     values = reference.run(make_plan(network, tuple(x.shape[-2:])), x.double())
     (output,) = network.outputs
     expected = model.double()(x.double())
@@ -50,7 +54,13 @@ def test_an_efficientnet_is_operators_alone():
     network = network_of(model, torch.float64)
     mbconv = [PointwiseConv, DepthwiseConv, SqueezeExcite, PointwiseConv]
     assert kinds(network) == [
-        StemConv, DenseConv, PointwiseConv, *mbconv, *mbconv, PointwiseConv, Classifier,
+        StemConv,
+        DenseConv,
+        PointwiseConv,
+        *mbconv,
+        *mbconv,
+        PointwiseConv,
+        Classifier,
     ]
     assert network.fused_share() == 1.0
     assert network.reasons() == []
@@ -186,7 +196,10 @@ class Norms(nn.Module):
     def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
-        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8, affine=kind != "plain")
+        self.conv, self.norm = (
+            nn.Conv2d(3, 8, 3, bias=True),
+            nn.BatchNorm2d(8, affine=kind != "plain"),
+        )
         self.last = nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
@@ -212,7 +225,9 @@ def test_batch_norm_folds_only_when_nothing_else_reads_the_convolution(kind):
     ],
 )
 def test_convolutions_without_a_kernel_are_named_with_the_reason(conv, reason):
-    model = calibrated(nn.Sequential(conv_norm_act(3, 8, 3, 2), conv, nn.Conv2d(conv.out_channels, 4, 1)))
+    model = calibrated(
+        nn.Sequential(conv_norm_act(3, 8, 3, 2), conv, nn.Conv2d(conv.out_channels, 4, 1))
+    )
     network = network_of(model, torch.float64)
     assert reason in network.reasons()
     assert 0.0 < network.fused_share() < 1.0
@@ -244,7 +259,11 @@ class TwoHeads(nn.Module):
 
     def forward(self, x):
         x = self.body.blocks(self.body.fused(self.body.stem(x)))
-        return {"map": x, "logits": self.body.classifier(self.body.head(x).mean((2, 3))), "scale": 2.0}
+        return {
+            "map": x,
+            "logits": self.body.classifier(self.body.head(x).mean((2, 3))),
+            "scale": 2.0,
+        }
 
 
 def test_values_that_are_outputs_too_stay_whole():

@@ -9,8 +9,8 @@ namespace effnet_fast::EFFNET_FAST_ISA {
 namespace {
 
 constexpr int64_t kRingFloats = 256 * 1024 / sizeof(float);
-constexpr int64_t kGroupPixels =
-    48;  // expanded at a time at least, where the map has them: 8 full tiles
+// Expanded at a time at least, where the map has them: 8 full tiles.
+constexpr int64_t kGroupPixels = 48;
 
 struct Layout {
   int64_t span_h;                 // input rows under a window
@@ -115,7 +115,7 @@ void expand_depthwise(const Conv& expand, const DepthwiseConv& conv, const Map& 
       next = greatest(next, bottom);
       for (; row < group_end; ++row) {
         const int64_t top = row * w.stride_h - w.top;
-        const TapRange taps(top, w.kh, w.dilation_h, x.h);
+        const StepRange taps(top, w.kh, w.dilation_h, x.h);
         for (int64_t ky = taps.first; ky < taps.last; ++ky) {
           rows[ky] = ring_pixel(top + ky * w.dilation_h, -w.left);
         }

@@ -18,7 +18,7 @@ struct Layout {
     block = kMaxBlock / 2;
     if (project) {
       const int64_t fitting = kTileBytes / (conv.cout * static_cast<int64_t>(sizeof(float)));
-      block = least(greatest(fitting, 4 * kMaxTileRows), block);
+      block = least(greatest(fitting, kMinBlock), block);
     }
     zeros = 0;
     pointers = zeros + round_up(conv.cin, 16);
@@ -31,18 +31,26 @@ struct Layout {
 // `width` pixels wide.
 void point_at_taps(const Map& x, const Window& w, int64_t width, int64_t begin, int64_t count,
                    const float* zeros, int64_t stride, const float** pointers) {
-  int64_t row = begin / width, column = begin % width;
-  for (int64_t i = 0; i < count; ++i) {
-    const float** to = pointers + i;
-    for (int64_t ky = 0; ky < w.kh; ++ky) {
-      const int64_t iy = row * w.stride_h - w.top + ky * w.dilation_h;
-      for (int64_t kx = 0; kx < w.kw; ++kx, to += stride) {
-        const int64_t ix = column * w.stride_w - w.left + kx * w.dilation_w;
-        const bool inside = iy >= 0 && iy < x.h && ix >= 0 && ix < x.w;
-        *to = inside ? x.data + iy * x.row + ix * x.pixel : zeros;
+  for (int64_t i = 0; i < count;) {  // a run of pixels of one output row at a time
+    const int64_t row = (begin + i) / width, column = (begin + i) % width;
+    const int64_t run = least(width - column, count - i);
+    for (int64_t tap = 0; tap < w.kh * w.kw; ++tap) {
+      const float** to = pointers + tap * stride + i;
+      const int64_t iy = row * w.stride_h - w.top + tap / w.kw * w.dilation_h;
+      const int64_t ix = column * w.stride_w - w.left + tap % w.kw * w.dilation_w;
+      if (iy < 0 || iy >= x.h) {
+        for (int64_t p = 0; p < run; ++p) to[p] = zeros;
+        continue;
       }
+      const StepRange inside(ix, run, w.stride_w, x.w);  // which of the run lie on the map
+      const float* from = x.data + iy * x.row;
+      for (int64_t p = 0; p < inside.first; ++p) to[p] = zeros;
+      for (int64_t p = inside.first; p < inside.last; ++p) {
+        to[p] = from + (ix + p * w.stride_w) * x.pixel;
+      }
+      for (int64_t p = inside.last; p < run; ++p) to[p] = zeros;
     }
-    if (++column == width) column = 0, ++row;
+    i += run;
   }
 }
 

@@ -1,6 +1,6 @@
 // 1x1 convolution of an NHWC map with its fusions: gate on the input, bias, activation, residual,
 // average pool.
-#include "gemm.h"
+#include "gemm_tile.h"
 #include "operators.h"
 
 namespace effnet_fast::EFFNET_FAST_ISA {
@@ -24,7 +24,7 @@ struct Layout {
   Layout(const Conv& conv, bool pooled) {
     chunks = conv.cin > kMaxDepth ? ceil_div(conv.cin, kChunkDepth) : 1;
     const int64_t row_bytes = ceil_div(conv.cin, chunks) * static_cast<int64_t>(sizeof(float));
-    block = least(greatest(kBlockBytes / row_bytes, 4 * kMaxTileRows), kMaxBlock);
+    block = least(greatest(kBlockBytes / row_bytes, kMinBlock), kMaxBlock);
     partial_stride = round_up(conv.cout, kLanes);
     partial = 0;
     values = partial + (chunks > 1 ? block * partial_stride : 0);

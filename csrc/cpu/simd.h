@@ -1,9 +1,9 @@
 // Vectors of floats: one type `Vec` of `kLanes` floats per instruction set, the same names in each.
 //
-// Every file of this folder but kernels.cpp is compiled once per instruction set, with
-// EFFNET_FAST_ISA naming the namespace that all its code lives in. An inline function outside that
-// namespace (std::min, a method of Map) may be emitted by the linker from the copy with the newest
-// instructions, so the kernels call none.
+// Whatever includes this is compiled once per instruction set, with EFFNET_FAST_ISA naming the
+// namespace that all its code lives in. An inline function outside that namespace (std::min, a
+// method of Map) may be emitted by the linker from the copy with the newest instructions, so the
+// kernels call none.
 #pragma once
 
 #include <cstdint>
@@ -129,6 +129,25 @@ EFFNET_FAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 EFFNET_FAST_INLINE int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
 EFFNET_FAST_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 EFFNET_FAST_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Calls f(offset, Full or Tail) for each vector of channels.
+template <class F>
+EFFNET_FAST_INLINE void for_each_vec(int64_t channels, F f) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) f(c, Full());
+  if (c < channels) f(c, Tail(channels - c));
+}
+
+// [first, last) of the i in [0, count) with 0 <= start + i * step < size
+struct StepRange {
+  int64_t first, last;
+
+  StepRange(int64_t start, int64_t count, int64_t step, int64_t size) {
+    first = start >= 0 ? 0 : least(ceil_div(-start, step), count);
+    last = start >= size ? 0 : least(ceil_div(size - start, step), count);
+    last = greatest(first, last);
+  }
+};
 
 // Floats of scratch that hold n pointers.
 EFFNET_FAST_INLINE int64_t pointer_floats(int64_t n) {

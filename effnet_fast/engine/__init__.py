@@ -1,1 +1,3 @@
-"""Engines: what runs a plan. ``cpu`` is one C++ call per native stage, ``reference`` plain PyTorch."""
+"""Engines: what runs a plan. ``cpu`` is one C++ call per native stage, ``reference`` plain
+PyTorch.
+"""

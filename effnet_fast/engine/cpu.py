@@ -18,14 +18,18 @@ from ..plan import Plan, Stage, Step
 
 
 class PackedWeights:
-    """The weights of a network as the kernels read them, packed once and shared by the plans of all image sizes."""
+    """The weights of a network as the kernels read them, packed once and shared by the plans of all
+    image sizes.
+    """
 
     def __init__(self) -> None:
         self._packed: dict[int, torch.Tensor] = {}
         self._lock = threading.Lock()
 
     def address(self, tensor: torch.Tensor | None, pack: Any = None) -> int:
-        """Where a tensor is (0 for None), packed by ``pack`` if given. The network keeps ``tensor`` alive."""
+        """Where a tensor is (0 for None), packed by ``pack`` if given. The network keeps ``tensor``
+        alive.
+        """
         if tensor is None:
             return 0
         if pack is None:
@@ -54,7 +58,9 @@ class CpuEngine:
         ]
 
     def run(self, x: torch.Tensor, threads: int) -> dict[str, torch.Tensor]:
-        """The values that the stages leave, among them the network's outputs, for images (N, C, H, W), float32."""
+        """The values that the stages leave, among them the network's outputs, for images (N, C, H,
+        W), float32.
+        """
         values: dict[str, torch.Tensor] = {self.plan.network.input: x}
         for stage in self._stages:
             stage.run(values, x.shape[0], threads)
@@ -80,7 +86,7 @@ class CpuEngine:
             if isinstance(stage, _NativeStage)
         )
 
-    # ---- a step's constants, as the bindings take them --------------------------------------------------------------
+    # ---- a step's constants, as the bindings take them -------------------------------------------
 
     def conv(self, node: Any) -> Any:
         cout, cin = node.weight.shape[:2]
@@ -99,8 +105,14 @@ class CpuEngine:
         squeezed, c = node.w1.shape
         address = self._weights.address
         return self._native.SqueezeExcite(
-            c, squeezed, address(node.w1), address(node.b1), address(node.w2, pack_transposed),
-            address(node.b2), int(node.act), int(node.gate_act),
+            c,
+            squeezed,
+            address(node.w1),
+            address(node.b1),
+            address(node.w2, pack_transposed),
+            address(node.b2),
+            int(node.act),
+            int(node.gate_act),
         )
 
     def window(self, window: Window) -> Any:
@@ -121,7 +133,8 @@ class _NativeStage:
             for name in (*stage.inputs, *stage.internal, *stage.outputs)
         }
         self.made = (*stage.internal, *stage.outputs)
-        # The stem reads the image in any layout; whoever else reads a tensor wants its channels adjacent.
+        # The stem reads the image in any layout; whoever else reads a tensor wants its channels
+        # adjacent.
         self.any_layout = {
             name
             for name in stage.inputs
@@ -157,7 +170,9 @@ class _NativeStage:
     def _bind(
         self, values: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[list[tuple[int, ...]], dict[str, torch.Tensor], list[torch.Tensor]]:
-        """The call's tensors as the program takes them, and what it makes: maps (N, C, H, W), vectors (N, C)."""
+        """The call's tensors as the program takes them, and what it makes: maps (N, C, H, W),
+        vectors (N, C).
+        """
         tensors, alive = [], []
         for name in self.stage.inputs:
             x = values[name]
@@ -182,21 +197,33 @@ def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
     """Append one step to a program."""
     node = step.nodes[-1]
     if step.operator == "stem_conv":
-        program.stem_conv(engine.conv(node), engine.window(step.window), operand(node.x), operand(node.name))
+        program.stem_conv(
+            engine.conv(node), engine.window(step.window), operand(node.x), operand(node.name)
+        )
     elif step.operator == "pointwise_conv":
         y, pool = (None, node.name) if node.pool else (node.name, None)
         program.pointwise_conv(
-            engine.conv(node), operand(node.x), operand(node.gate), operand(node.residual), operand(y),
+            engine.conv(node),
+            operand(node.x),
+            operand(node.gate),
+            operand(node.residual),
+            operand(y),
             operand(pool),
         )
     elif step.operator == "depthwise_conv":
         program.depthwise_conv(
-            engine.depthwise(node, step.window), operand(node.x), operand(node.name), operand(node.sums)
+            engine.depthwise(node, step.window),
+            operand(node.x),
+            operand(node.name),
+            operand(node.sums),
         )
     elif step.operator == "expand_depthwise":
         expand = step.nodes[0]
         program.expand_depthwise(
-            engine.conv(expand), engine.depthwise(node, step.window), operand(expand.x), operand(node.name),
+            engine.conv(expand),
+            engine.depthwise(node, step.window),
+            operand(expand.x),
+            operand(node.name),
             operand(node.sums),
         )
     elif step.operator == "squeeze_excite":
@@ -207,7 +234,11 @@ def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
         first = step.nodes[0]
         project = None if node is first else engine.conv(node)
         program.fused_mbconv(
-            engine.conv(first), engine.window(step.window), project, operand(first.x), operand(node.residual),
+            engine.conv(first),
+            engine.window(step.window),
+            project,
+            operand(first.x),
+            operand(node.residual),
             operand(node.name),
         )
     else:
@@ -227,7 +258,9 @@ class _TorchStage:
         run_torch(self.network, self.step, values)
 
 
-def run_torch(network: Network, step: Step, values: dict[str, torch.Tensor], impl: str = "auto") -> None:
+def run_torch(
+    network: Network, step: Step, values: dict[str, torch.Tensor], impl: str = "auto"
+) -> None:
     """Run a step that is no native one, reading from and adding to ``values``."""
     (node,) = step.nodes
     if step.operator == "swish":

@@ -1,14 +1,17 @@
-// The operators as the CPU engine sees them: float32, one image, a team of workers. csrc/cpu/<operator>.cpp holds
-// each, compiled once per instruction set; kernels() is the table of the best set this processor has.
+// The operators as the CPU engine sees them: float32, one image, a team of workers.
+// csrc/cpu/<operator>.cpp holds each, compiled once per instruction set; kernels() is the table of
+// the best set this processor has.
 //
 // Contracts that hold for all of them:
-//  - Every worker of the team calls the kernel; it returns without a barrier at its end (the caller syncs before
-//    the outputs are read, and before scratch or shared are used again).
-//  - The result's bits depend on the operands and the instruction set, never on count, batch or fusion: each output
-//    of a convolution is one chain of fused multiply-adds, from the bias, over taps then input channels in
-//    ascending order; sums are per output row (left to right), then over rows (top to bottom).
+//  - Every worker of the team calls the kernel; it returns without a barrier at its end (the caller
+//    syncs before the outputs are read, and before scratch or shared are used again).
+//  - The result's bits depend on the operands and the instruction set, never on count, batch or
+//    fusion: each output of a convolution is one chain of fused multiply-adds, from the bias, over
+//    taps then input channels in ascending order; sums are per output row (left to right), then
+//    over rows (top to bottom).
 //  - No allocation, no exception, any c >= 1, any h, w >= 1, any alignment of the maps.
-//  - *_scratch says how many floats of Worker::scratch and Worker::shared a call needs.
+//  - *_scratch says how many floats of Worker::scratch and Worker::shared a call needs. It looks at
+//    sizes, never at strides or data.
 #pragma once
 
 #include <string>
@@ -24,7 +27,8 @@ struct Scratch {
   int64_t shared = 0;  // floats for the team
 };
 
-// A dense convolution's constants. Weights are packed by Kernels::pack_conv. Pointwise when the window is 1 x 1.
+// A dense convolution's constants. Weights are packed by Kernels::pack_conv. Pointwise when the
+// window is 1 x 1.
 struct Conv {
   int64_t cin, cout;
   const float* weight;  // packed
@@ -54,39 +58,47 @@ struct Kernels {
   const char* name;  // "scalar", "avx2"
   int lanes;
 
-  // ---- packing: plain PyTorch layouts to the layout that this table's kernels read -------------------------------
+  // ---- packing: plain PyTorch layouts to the layout that this table's kernels read --------------
   int64_t (*packed_conv_size)(int64_t cout, int64_t cin, int64_t kh, int64_t kw);  // in floats
-  void (*pack_conv)(const float* oihw, int64_t cout, int64_t cin, int64_t kh, int64_t kw, float* packed);
+  void (*pack_conv)(const float* oihw, int64_t cout, int64_t cin, int64_t kh, int64_t kw,
+                    float* packed);
   int64_t (*packed_depthwise_size)(int64_t c, int64_t kh, int64_t kw);
   void (*pack_depthwise)(const float* c1hw, int64_t c, int64_t kh, int64_t kw, float* packed);
 
-  // ---- operators --------------------------------------------------------------------------------------------------
+  // ---- operators --------------------------------------------------------------------------------
   // y = act(conv(x, window)) from an image of any layout; y.h, y.w are the window's output size.
   void (*stem_conv)(const Conv&, const Window&, const Planes& x, const Map& y, const Worker&);
   Scratch (*stem_conv_scratch)(const Conv&, const Window&, const Planes& x);
 
-  // t = act(W (x * gate) + b) [+ residual]; y = t when y is given; pool[cout] = mean of t over the pixels when given.
-  // gate: cin floats or null. residual: same shape as y or null. One of y, pool may be null.
-  void (*pointwise_conv)(const Conv&, const Map& x, const float* gate, const Map* residual, const Map* y,
-                         float* pool, const Worker&);
+  // t = act(W (x * gate) + b) [+ residual]; y = t when y is given; pool[cout] = mean of t over the
+  // pixels when given. gate: cin floats or null. residual: same shape as y or null. One of y, pool
+  // may be null.
+  void (*pointwise_conv)(const Conv&, const Map& x, const float* gate, const Map* residual,
+                         const Map* y, float* pool, const Worker&);
+  // Without gate and pool, x's pixels make no difference to the scratch.
   Scratch (*pointwise_conv_scratch)(const Conv&, const Map& x, bool gated, bool pooled);
 
   // y = act(depthwise(x)); sums[c] = sum of y over the pixels when given.
-  void (*depthwise_conv)(const DepthwiseConv&, const Map& x, const Map& y, float* sums, const Worker&);
+  void (*depthwise_conv)(const DepthwiseConv&, const Map& x, const Map& y, float* sums,
+                         const Worker&);
   Scratch (*depthwise_conv_scratch)(const DepthwiseConv&, const Map& x, bool summed);
 
   // gate[c] from sums[c]
-  void (*squeeze_excite)(const SqueezeExcite&, const float* sums, int64_t pixels, float* gate, const Worker&);
+  void (*squeeze_excite)(const SqueezeExcite&, const float* sums, int64_t pixels, float* gate,
+                         const Worker&);
   Scratch (*squeeze_excite_scratch)(const SqueezeExcite&);
 
-  // pointwise_conv then depthwise_conv; of the wide map only a ring of rows and a chunk of channels ever exists.
-  void (*expand_depthwise)(const Conv& expand, const DepthwiseConv&, const Map& x, const Map& y, float* sums,
-                           const Worker&);
-  Scratch (*expand_depthwise_scratch)(const Conv& expand, const DepthwiseConv&, const Map& x, bool summed);
+  // pointwise_conv then depthwise_conv; of the wide map only a ring of rows and a chunk of channels
+  // ever exists.
+  void (*expand_depthwise)(const Conv& expand, const DepthwiseConv&, const Map& x, const Map& y,
+                           float* sums, const Worker&);
+  Scratch (*expand_depthwise_scratch)(const Conv& expand, const DepthwiseConv&, const Map& x,
+                                      bool summed);
 
-  // y = project(act(conv(x, window))) [+ residual]; without project y = act(conv(x, window)) [+ residual].
-  void (*fused_mbconv)(const Conv&, const Window&, const Conv* project, const Map& x, const Map* residual,
-                       const Map& y, const Worker&);
+  // y = project(act(conv(x, window))) [+ residual]; without project y = act(conv(x, window)) [+
+  // residual].
+  void (*fused_mbconv)(const Conv&, const Window&, const Conv* project, const Map& x,
+                       const Map* residual, const Map& y, const Worker&);
   Scratch (*fused_mbconv_scratch)(const Conv&, const Window&, const Conv* project, const Map& x);
 
   // y[i] = act(x[i]); x == y allowed.
@@ -95,8 +107,8 @@ struct Kernels {
 
 // The tables compiled in that this processor can run, best first; the last is always "scalar".
 const std::vector<const Kernels*>& available_kernels();
-// The table in use: the best, or the one that EFFNET_FAST_ISA names (read once; an unknown or unsupported name is an
-// std::invalid_argument that lists the available ones).
+// The table in use: the best, or the one that EFFNET_FAST_ISA names (read once; an unknown or
+// unsupported name is an std::invalid_argument that lists the available ones).
 const Kernels& kernels();
 
 }  // namespace effnet_fast

@@ -7,7 +7,8 @@
 
 namespace effnet_fast {
 
-// Spins briefly, then yields: a barrier comes every 20-200 us in a network, far less than a sleep costs.
+// Spins briefly, then yields: a barrier comes every 20-200 us in a network, far less than a sleep
+// costs.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count) {}
@@ -19,8 +20,9 @@ class Barrier {
   std::atomic<uint32_t> phase_{0};
 };
 
-// What a kernel knows of the worker that runs it. Every worker of a team calls the same kernel with the same
-// arguments; the kernel splits its work by (id, count) so that no output bit depends on count.
+// What a kernel knows of the worker that runs it. Every worker of a team calls the same kernel with
+// the same arguments; the kernel splits its work by (id, count) so that no output bit depends on
+// count.
 struct Worker {
   int id = 0;
   int count = 1;
@@ -33,9 +35,11 @@ struct Worker {
   }
 };
 
-// Runs body(id, count) for id in [0, count) and returns when all are done. The caller is id 0. count <= threads:
-// when the pool is already busy with another caller (or this is a forked child whose pool is gone and can't be
-// rebuilt), the body runs alone on the caller's thread with count == 1. An exception in a body reaches the caller.
+// Runs body(id, count) for id in [0, count) and returns when all are done. The caller is id 0.
+// count is `threads`, or 1: the body runs alone on the caller's thread when the pool is busy with
+// another caller, within another run_team, or when the system gives no more threads. A forked child
+// gets a pool of its own. The first exception of a body reaches the caller; a body that meets
+// others at barriers must not throw before the last of them, or they wait for ever.
 void run_team(int threads, const std::function<void(int id, int count)>& body);
 
 // [begin, end) of worker id when `items` are cut into `count` nearly equal runs.

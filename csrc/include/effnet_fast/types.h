@@ -19,8 +19,8 @@ enum class Act : int32_t {
   kGeluTanh,     // the tanh approximation of GELU, as torch's gelu(approximate="tanh")
 };
 
-// One image, NHWC: h x w pixels of c adjacent channels. Strides are in elements, so a map can be a slice of a
-// bigger one. Nothing outside [0, h) x [0, w) x [0, c) is ever read or written.
+// One image, NHWC: h x w pixels of c adjacent channels. Strides are in elements, so a map can be a
+// slice of a bigger one. Nothing outside [0, h) x [0, w) x [0, c) is ever read or written.
 struct Map {
   float* data;
   int64_t h, w, c;

@@ -1,0 +1,1 @@
+"""Measurements: what is covered, how fast it is, how far from the hardware's limit."""
