@@ -4,8 +4,9 @@
 // vector wider, so that no panel is narrower than it must be: [panel][tap][input channel][channels
 // of the panel], padded with zeros. A is never packed: a tile takes one pointer per pixel and tap,
 // so pixels of any map, padding (a row of zeros) and windows of any shape are all the same kernel.
-// Each output is one chain of fused multiply-adds from the bias over taps, then input channels, so
-// its bits do not depend on how the pixels are cut into tiles.
+// Each output is a sum of runs of kRun products, each run one chain of fused multiply-adds over
+// taps, then input channels, the first one from the bias: its bits do not depend on how the pixels
+// are cut into tiles, and its error grows with the run, not with the depth.
 #pragma once
 
 #include "effnet_fast/kernels.h"
@@ -16,6 +17,9 @@ namespace effnet_fast::EFFNET_FAST_ISA {
 constexpr int kPanelVecs = 2;
 constexpr int kMaxPanelVecs = kPanelVecs + 1;
 constexpr int64_t kPanel = kPanelVecs * kLanes;
+// Products in a chain. One chain of 1152 has three times the error of an optimised library's SGEMM
+// (relative L2 6.1e-7 against 2.1e-7, random operands); runs of 128 have the same.
+constexpr int64_t kRun = 128;
 constexpr int64_t kMaxPanel = kMaxPanelVecs * kLanes;
 
 // How a convolution's output channels are cut into panels.
@@ -72,10 +76,10 @@ struct Gemm {
   Panels panels;
 };
 
-// A run of the input channels, when they are cut into chunks to keep the operands in cache: one tap
-// only.
+// A part of the input channels, when they are cut into chunks to keep the operands in cache: one
+// tap only.
 struct Chunk {
-  int64_t begin, end;
+  int64_t begin, end;  // multiples of kRun, but for the last end
   bool first, last;
   float* partial;  // [pixel][partial_stride]
   int64_t partial_stride;

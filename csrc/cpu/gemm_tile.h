@@ -26,8 +26,8 @@ struct TileArgs {
   float* const* y;
   const float* const* residual;
   Act act;
-  // The accumulators' place between two chunks of input channels; unused by a chunk that is first
-  // and last.
+  // Sums of the runs so far, kept between two chunks of input channels; null for a chunk that is
+  // first and last.
   float* partial;
   int64_t partial_stride;
   bool first, last;
@@ -46,37 +46,56 @@ static void gemm_tiles(const TileArgs& t) {
   }
   for (int64_t first = 0; first < t.tiles * kRows; first += kRows) {
     Vec acc[kRows][kVecs];
-    float* partial = t.partial ? t.partial + first * t.partial_stride : nullptr;
-    if (t.first) {
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = bias[v];
-      }
-    } else {
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVecs; ++v)
-          acc[r][v] = load(partial + r * t.partial_stride + v * kLanes);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = t.first ? bias[v] : zero();
     }
+    // The sum of the runs so far: between two chunks of input channels in the caller's memory.
+    alignas(64) float own[kRows * kVecs * kLanes];
+    float* total = t.partial ? t.partial + first * t.partial_stride : own;
+    const int64_t stride = t.partial ? t.partial_stride : kVecs * kLanes;
+    bool summed = !t.first;
+    const auto end_run = [&] {
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kVecs; ++v) {
+          float* sum = total + r * stride + v * kLanes;
+          store(sum, summed ? load(sum) + acc[r][v] : acc[r][v]);
+          acc[r][v] = zero();
+        }
+      }
+      summed = true;
+    };
     const float* b = t.b;
     const float* const* pointers = t.a + first;
-    for (int64_t tap = t.taps; tap > 0; --tap, pointers += t.tap_stride) {
+    int64_t length = 0;  // of the run at hand
+    for (int64_t tap = 0; tap < t.taps; ++tap, pointers += t.tap_stride) {
       const float* a[kRows];
       for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
-      for (int64_t k = 0; k < t.depth; ++k, b += kVecs * kLanes) {
-        Vec row[kVecs];
-        for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
-        for (int r = 0; r < kRows; ++r) {
-          const Vec x = broadcast(a[r][k]);
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
+      for (int64_t begin = 0; begin < t.depth; begin += kRun) {
+        if (length >= kRun) {
+          end_run();
+          length = 0;
         }
+        const int64_t end = least(begin + kRun, t.depth);
+        for (int64_t k = begin; k < end; ++k, b += kVecs * kLanes) {
+          Vec row[kVecs];
+          for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
+          for (int r = 0; r < kRows; ++r) {
+            const Vec x = broadcast(a[r][k]);
+            for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
+          }
+        }
+        length += end - begin;
       }
     }
     if (!t.last) {
+      end_run();
+      continue;
+    }
+    if (summed) {
       for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < kVecs; ++v)
-          store(partial + r * t.partial_stride + v * kLanes, acc[r][v]);
+          acc[r][v] = load(total + r * stride + v * kLanes) + acc[r][v];
       }
-      continue;
     }
     for (int r = 0; r < kRows; ++r) {
       float* y = t.y[first + r] + t.y_channel;

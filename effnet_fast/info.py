@@ -1,0 +1,107 @@
+"""What is built, what runs on this machine, and why the rest does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "transformers", "efficientnet_pytorch", "numpy", "pillow",
+    "pyarrow",
+)  # fmt: skip
+
+
+def collect() -> dict[str, Any]:
+    """The facts as plain data, for a bug report or a program."""
+    import torch
+
+    from . import __version__
+    from .errors import BackendError
+    from .ops.extension import extension
+
+    try:
+        module = extension()
+        built = {
+            "loaded": True,
+            "isa": module.isa(),
+            "available_isas": list(module.available_isas()),
+            **module.build_info(),
+        }
+    except BackendError as error:
+        built = {"loaded": False, "reason": str(error)}
+    cpu = {"runs": built["loaded"]}
+    if not built["loaded"]:
+        cpu["reason"] = built["reason"]
+    absent = {"runs": False, "reason": f"not built: effnet-fast {__version__} has no GPU kernels"}
+    return {
+        "effnet_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)),
+        },
+        "threads": torch.get_num_threads(),
+        "extension": built,
+        "backends": {
+            "cpu": cpu,
+            "reference": {"runs": True},
+            "gpu": absent,
+            "ptx": absent,
+        },
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """`collect`'s facts for people."""
+    built = found["extension"]
+    cpu = found["cpu"]
+    lines = [
+        f"effnet-fast {found['effnet_fast']}, Python {found['python']}, {found['platform']}",
+        f"CPU: {cpu['model']}, {cpu['usable_cores']} of {cpu['cores']} cores usable, "
+        f"{found['threads']} torch threads",
+        f"GPU: {', '.join(found['gpus']) or 'none that torch can use'}",
+    ]
+    if built["loaded"]:
+        lines.append(
+            f"kernels: built for {', '.join(built['isas'])} with {built['compiler']}; "
+            f"in use: {built['isa']}"
+        )
+        lines += [
+            f"  {isa}: does not run on this CPU"
+            for isa in built["isas"]
+            if isa not in built["available_isas"]
+        ]
+        lines.append(f"  CUDA: {'built' if built['cuda'] else 'not built'}")
+    else:
+        lines.append(f"kernels: not loaded: {built['reason']}")
+    lines.append("backends:")
+    for name, backend in found["backends"].items():
+        lines.append(f"  {name}: {'runs here' if backend['runs'] else backend['reason']}")
+    lines.append("packages:")
+    for name, version in found["packages"].items():
+        lines.append(f"  {name}: {version or 'not installed'}")
+    return "\n".join(lines)
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
