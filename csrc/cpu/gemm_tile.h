@@ -70,13 +70,14 @@ static void gemm_tiles(const TileArgs& t) {
     for (int64_t tap = 0; tap < t.taps; ++tap, pointers += t.tap_stride) {
       const float* a[kRows];
       for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
-      for (int64_t begin = 0; begin < t.depth; begin += kRun) {
-        if (length >= kRun) {
+      for (int64_t k = 0; k < t.depth;) {
+        if (length == kRun) {
           end_run();
           length = 0;
         }
-        const int64_t end = least(begin + kRun, t.depth);
-        for (int64_t k = begin; k < end; ++k, b += kVecs * kLanes) {
+        const int64_t end = least(k + kRun - length, t.depth);
+        length += end - k;
+        for (; k < end; ++k, b += kVecs * kLanes) {
           Vec row[kVecs];
           for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
           for (int r = 0; r < kRows; ++r) {
@@ -84,7 +85,6 @@ static void gemm_tiles(const TileArgs& t) {
             for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
           }
         }
-        length += end - begin;
       }
     }
     if (!t.last) {
