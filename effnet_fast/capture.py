@@ -98,9 +98,7 @@ def image_channels(model: nn.Module) -> int:
 
 
 def native_size(model: nn.Module) -> tuple[int, int]:
-    """The (H, W) that the model's own configuration names (timm, transformers,
-    efficientnet_pytorch), else 224.
-    """
+    """The (H, W) that the model's own configuration names, else 224 x 224."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     if isinstance(config, Mapping) and config.get("input_size"):
         return tuple(config["input_size"][-2:])
@@ -159,9 +157,7 @@ def copy_structure(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no log lines from torch.export: what matters of them is in the error that we
-    raise.
-    """
+    """No warnings and log lines from torch.export: our own error carries what matters."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -227,9 +223,7 @@ _CHECKS = frozenset(
 def _functional(
     program: torch.export.ExportedProgram, size: tuple[int, int], channels: int
 ) -> _Export:
-    """The exported graph as calls without in-place writes: each write makes a new value that later
-    reads see.
-    """
+    """The exported graph as functional calls: a write makes a value that later reads see."""
     signature = program.graph_signature
     tensors: dict[str, str] = {}
     constants: dict[str, torch.Tensor] = {}
@@ -369,9 +363,7 @@ _WINDOWED = {  # op: positions of (kernel, stride, dilation); a convolution's ke
 
 
 def _merge(even: _Export, odd: _Export) -> Graph:
-    """One graph for every size, or `_SizeDependent` when a number other than a SAME padding follows
-    the size.
-    """
+    """One graph for every size; `_SizeDependent` when it is not only SAME paddings that differ."""
     if [c.target for c in even.calls] != [
         c.target for c in odd.calls
     ] or even.tensors != odd.tensors:
@@ -435,9 +427,7 @@ def _single(export: _Export) -> Graph:
 
 
 def _merged_pad(a: Call, b: Call, even: _Export, odd: _Export, readers: list[Call]) -> Call:
-    """The SAME padding that both calls are instances of, given the one windowed operator that reads
-    it.
-    """
+    """The SAME padding that both calls are, given the one window that reads it."""
     mode, fill = (*a.args[2:], "constant", None)[:2] if len(a.args) > 2 else ("constant", None)
     if len(readers) != 1 or readers[0].op not in _WINDOWED or mode != "constant":
         raise _SizeDependent(

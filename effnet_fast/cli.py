@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from .errors import ArgumentError, EffnetFastError
+from .errors import EffnetFastError
 
 _EPILOG = """\
 exit status: 0 all well; 1 some images have no answer, their reasons are in the results;

@@ -1,6 +1,4 @@
-"""The captured graph as data: ATen calls over named values, and the interpreter that runs them in
-plain PyTorch.
-"""
+"""The captured graph as data: ATen calls over named values, and their interpreter."""
 
 from __future__ import annotations
 
@@ -128,6 +126,11 @@ def function(target: str) -> Callable[..., Any]:
     if namespace != "aten" or name in _REFUSED:
         raise KeyError(target)
     return getattr(getattr(torch.ops.aten, name), overload or "default")
+
+
+def is_random(target: str) -> bool:
+    """Whether a call of the target draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(function(target), "tags", ())
 
 
 def target_name(callee: Any) -> str | None:

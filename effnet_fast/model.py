@@ -1,6 +1,4 @@
-"""The optimised model: an nn.Module that runs a network's plans and keeps the promises around
-them.
-"""
+"""The optimised model: an nn.Module around a network's plans, and its promises."""
 
 from __future__ import annotations
 
@@ -316,9 +314,7 @@ class OptimizedModel(nn.Module):
         return body(self._image(args, kwargs)) if isinstance(body, Fused) else body(*args, **kwargs)
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The image batch of a call whose other arguments must have the values that they were
-        captured with.
-        """
+        """The image batch of a call; its other arguments must be as they were captured."""
         try:
             bound = inspect.signature(self.original.forward).bind(*args, **kwargs)
         except TypeError as error:
@@ -346,17 +342,13 @@ class OptimizedModel(nn.Module):
         return given[self._argument]
 
     def parts(self) -> list[Fused]:
-        """The captured parts: the whole model as one, or several with stock modules between
-        them.
-        """
+        """The captured parts: the whole model, or several with stock modules between them."""
         if isinstance(self._body, Fused):
             return [self._body]
         return [module for module in self._body.modules() if isinstance(module, Fused)]
 
     def refresh(self) -> None:
-        """Read the original's weights again, after they were changed. Image sizes are planned
-        anew.
-        """
+        """Read the original's weights again, after a change; sizes are planned anew."""
         for part in self.parts():
             part.refresh()
 

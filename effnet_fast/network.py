@@ -39,9 +39,7 @@ class Act(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Window:
-    """A k x k window over a map. ``padding`` is (top, left, bottom, right), or None for SAME from
-    the run-time size.
-    """
+    """A k x k window over a map; ``padding`` (top, left, bottom, right), or None for SAME."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -92,9 +90,7 @@ class StemConv:
 
 @dataclass(frozen=True, eq=False)
 class PointwiseConv:
-    """act(W (x * gate) + bias) [+ residual], or with ``pool`` its mean over the pixels: a
-    vector.
-    """
+    """act(W (x * gate) + bias) [+ residual]; with ``pool`` the mean over pixels, a vector."""
 
     name: str
     x: str
@@ -121,9 +117,7 @@ class DepthwiseConv:
 
 @dataclass(frozen=True, eq=False)
 class SqueezeExcite:
-    """The gate, a vector, from the sums of the map ``of``: gate_act(W2 act(W1 sums / pixels + b1) +
-    b2).
-    """
+    """The gate, a vector: gate_act(W2 act(W1 sums / pixels + b1) + b2), pixels of map ``of``."""
 
     name: str
     sums: str

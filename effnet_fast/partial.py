@@ -1,6 +1,4 @@
-"""Partial capture: of a model that can't be exported whole, the largest submodules that can are
-replaced.
-"""
+"""Partial capture: the largest submodules that can be exported are replaced."""
 
 from __future__ import annotations
 
@@ -67,9 +65,7 @@ def capture_parts(
     def visit(module: nn.Module, source: nn.Module, path: str) -> None:
         for name, child in list(module.named_children()):
             full = f"{path}.{name}" if path else name
-            origin = (
-                getattr(source, name) if not isinstance(source, nn.ModuleDict) else source[name]
-            )
+            origin = source._modules[name]
             if full not in seen or not any(isinstance(m, nn.Conv2d) for m in origin.modules()):
                 continue
             shapes = seen[full].shapes
@@ -86,10 +82,7 @@ def capture_parts(
             if part.network.fused_share() == 0.0:
                 why[full] = "; ".join(part.network.reasons())
                 continue
-            if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-                module._modules[name] = part
-            else:
-                setattr(module, name, part)
+            module._modules[name] = part
             captured.append(full)
 
     visit(body, model, "")

@@ -250,8 +250,9 @@ def _joins_reader(node: Node, readers: Mapping[str, list[Node | None]]) -> bool:
 
 
 def _stages(network: Network, steps: list[Step], sizes: Mapping[str, Size]) -> Iterator[Stage]:
-    """Cut the steps into native runs. A classifier works on the whole batch at once, so no step
-    that is not one follows it in its run.
+    """Cut the steps into native runs, and single steps for torch.
+
+    A classifier works on the whole batch at once, so only classifiers follow it in its run.
     """
     runs: list[list[Step]] = []
     for step in steps:
@@ -300,8 +301,9 @@ _TORCH = frozenset({"aten", "swish"})  # what torch runs, on whole tensors
 def _arena(
     steps: list[Step], outside: set[str], sizes: Mapping[str, Size]
 ) -> tuple[dict[str, int], int]:
-    """Offsets for the values of one native run, in floats: the largest first, each at the lowest
-    place that is free for as long as it lives.
+    """Offsets for the values of one native run, in floats.
+
+    The largest value first, each at the lowest place that is free while it lives.
     """
     born: dict[str, int] = {}
     dies: dict[str, int] = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .graph import Call, Graph, Ref, refs, run_calls
+from .graph import Call, Graph, Ref, is_random, refs, run_calls
 from .network import (
     Act,
     Activation,
@@ -51,9 +51,7 @@ def recognise(
 
 @dataclass
 class _Conv:
-    """A convolution or linear layer with what its kernel takes over: padding, batch norm,
-    activation, and so on.
-    """
+    """A convolution or linear layer, with what its kernel takes over."""
 
     name: str  # of the value it makes, the last call's
     call: str  # of the convolution itself
@@ -166,17 +164,11 @@ class _Recogniser:
     # ---- passes ----------------------------------------------------------------------------------
 
     def _fold_constants(self) -> None:
-        """Evaluate, in float64, what depends on parameters alone (parametrised or standardised
-        weights).
-        """
+        """Evaluate, in float64, what depends on parameters alone, such as standardised weights."""
         for call in self.graph.calls:
             names = list(call.reads())
-            if call.target.startswith("aten.sym_size") or not all(
-                name in self.constant for name in names
-            ):
-                self.items[call.name] = call
-                continue
-            if not names and not call.target.startswith("aten.arange"):
+            known = names and all(name in self.constant for name in names)
+            if not known or is_random(call.target):
                 self.items[call.name] = call
                 continue
             values = {name: _exact(self.constant[name]) for name in names}
@@ -187,9 +179,7 @@ class _Recogniser:
             )
 
     def _take_layers(self) -> None:
-        """Convolutions, linear layers, pools and activations, in order: what a layer reads is known
-        when it is met.
-        """
+        """Convolutions, linear layers, pools, activations; in order, so that inputs are known."""
         users = self._users()
         for call in list(self.items.values()):
             if self.items.get(call.name) is not call:
@@ -210,10 +200,9 @@ class _Recogniser:
                 self.items[call.name] = _Act(call.name, x, Act.SWISH)
 
     def _take(self, conv: _Conv, users: Mapping[str, list]) -> None:
-        """Put a layer, and the batch norm and activation that alone read it, in the place of the
-        last of their calls.
+        """Join a layer with the batch norm and activation that alone read it.
 
-        There, all that it reads is defined.
+        The place is that of the last of their calls: there, all that it reads is defined.
         """
         taken = [conv.name]
         reader = _only(users, conv.name)
@@ -286,9 +275,7 @@ class _Recogniser:
     def _padded(
         self, name: str, window: Window, users: Mapping[str, list]
     ) -> tuple[str, Window] | None:
-        """The map before a zero padding that this window alone reads, and the window with the
-        padding in it.
-        """
+        """What lies before a zero padding that this window alone reads; the window with it."""
         pad = self.items.get(name)
         if not isinstance(pad, Call) or len(users.get(name, ())) != 1 or window.padding is None:
             return None
@@ -383,9 +370,7 @@ class _Recogniser:
         )
 
     def _take_gates(self) -> None:
-        """X * gate(pool(x)), where a depthwise convolution makes x and one pointwise convolution
-        reads the product.
-        """
+        """Gates of x * gate(pool(x)), between one depthwise and one pointwise convolution."""
         for call in list(self.items.values()):
             if not isinstance(call, Call) or call.op != "aten.mul" or len(call.args) != 2:
                 continue
@@ -519,9 +504,7 @@ class _Recogniser:
         return self._alive(emitted)
 
     def _alive(self, emitted: list[Node | Call]) -> list[Node | Call]:
-        """Without the calls that nothing reads any more, such as the batch size of a flatten that
-        became an alias.
-        """
+        """Without calls that nothing reads any more, such as a flatten's batch size."""
         needed = {self._resolve(name) for name in refs(self.graph.outputs)}
         kept = []
         for entry in reversed(emitted):
@@ -732,9 +715,7 @@ def _is_global_pool(call: Call) -> bool:
 
 
 def _pool_limit(call: Call) -> int | None:
-    """The largest map edge for which an average pool with ceil_mode is a global one: its window's
-    edge.
-    """
+    """The largest map edge for which an average pool with ceil_mode is a global one."""
     if call.op != "aten.avg_pool2d":
         return None
     _, kernel, stride, padding, ceil_mode, _, divisor = _arguments(

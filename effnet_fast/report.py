@@ -1,6 +1,4 @@
-"""What optimize did: what was fused, on which kernels, what was left alone and why, and the
-measured error.
-"""
+"""What optimize did: what is fused, on which kernels, what not and why, and the error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Optimised models on disk: the captured graph as JSON beside the weights, no code and no
-classes.
-"""
+"""Optimised models on disk: the captured graph as JSON beside the weights, no code."""
 
 from __future__ import annotations
 

@@ -46,6 +46,12 @@ class Parity:
         return f"error {self.error:.1e} ({beside}) on {shape}"
 
 
+def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative L2: ||y - exact|| / ||exact||, summed in float64."""
+    exact = exact.double()
+    return ((y.double() - exact).norm() / exact.norm()).item()
+
+
 class Tally:
     """Errors summed over batches, and the verdict on them.
 
@@ -112,9 +118,7 @@ class Tally:
         return parity
 
     def _parity(self) -> Parity:
-        """The largest relative errors over the outputs; absolute ones for an output that is zero.
-        NaN is infinite.
-        """
+        """The largest relative errors over the outputs; absolute for one that is zero."""
         error, stock_error = (
             max((_root(sums[at], sums[2]) for sums in self._sums), default=0.0) for at in (0, 1)
         )

@@ -122,9 +122,7 @@ def models() -> dict[tuple[str, str], Callable[[], nn.Module]]:
 
 
 def cover(source: str, name: str) -> Covered:
-    """Build one model, optimise it with verification, and report; an `EffnetFastError` is an
-    outcome too.
-    """
+    """Build, optimise and verify one model; an `EffnetFastError` is an outcome too."""
     model = calibrated(models()[source, name]())
     try:
         return Covered(source, name, optimize(model).report)

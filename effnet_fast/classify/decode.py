@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .sources import reason
@@ -14,7 +15,15 @@ from .sources import reason
 MAX_PIXELS = 178_956_970
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-_TURNED = range(2, 9)  # the EXIF orientations that are not upright
+_UPRIGHT = {  # what turns an image of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(
@@ -34,6 +43,7 @@ def decode(
     several frames or pages      the first, with a note
     EXIF orientation             left as stored, with a note; turned upright with ``apply_exif``
     over `MAX_PIXELS` pixels     refused before any pixel is decoded
+    EPS                          refused: Pillow would start Ghostscript for it
     ===========================  ==================================================================
 
     Parameters
@@ -56,14 +66,14 @@ def decode(
             if not file.read(1):
                 raise ImageError("an empty file (0 bytes)")
             file.seek(0)
-            with Image.open(file) as image:
+            with Image.open(file, formats=_formats()) as image:
                 return _decoded(image, apply_exif)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image, or of a format that Pillow does not read") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"too large: over {MAX_PIXELS} pixels (decompression bomb)") from None
+        raise ImageError("not an image, or of a format that is not read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {error}") from None
     except Exception as error:  # decoders raise nearly anything on a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(reason(error)) from error
@@ -71,11 +81,18 @@ def decode(
         raise ImageError(f"damaged or truncated: {type(error).__name__}: {detail}") from error
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    # Pillow hands EPS to Ghostscript: files from anywhere are not to start a program.
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
 def _decoded(image: Image.Image, apply_exif: bool) -> tuple[Image.Image, tuple[str, ...]]:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"too large: {width}x{height} pixels (decompression bomb); at most {MAX_PIXELS}"
+            f"too large: {width}x{height} pixels, maybe a decompression bomb; at most {MAX_PIXELS}"
         )
     notes = []
     # A phone's MPO holds its photo first and previews or a second eye's view behind it.
@@ -87,9 +104,9 @@ def _decoded(image: Image.Image, apply_exif: bool) -> tuple[Image.Image, tuple[s
     rgb, note = _rgb(image)
     if note:
         notes.append(note)
-    if orientation in _TURNED:
+    if orientation in _UPRIGHT:
         if apply_exif:
-            rgb = ImageOps.exif_transpose(rgb)
+            rgb = rgb.transpose(_UPRIGHT[orientation])
         notes.append(f"EXIF orientation {orientation} {'' if apply_exif else 'not '}applied")
     return rgb, tuple(notes)
 

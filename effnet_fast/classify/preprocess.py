@@ -1,4 +1,4 @@
-"""From a decoded image to a model's input: the resize, crop and normalisation that it was made for."""
+"""From a decoded image to a model's input: its own resize, crop and normalisation."""
 
 from __future__ import annotations
 

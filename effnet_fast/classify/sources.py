@@ -90,7 +90,7 @@ def _in_folder(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Ima
 
 
 def key_of(path: Path) -> str:
-    """The path as text that any UTF-8 file can hold; bytes that are none become ``\\xNN``."""
+    r"""The path as text that any UTF-8 file can hold; bytes that are none become ``\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,3 +1,1 @@
-"""Engines: what runs a plan. ``cpu`` is one C++ call per native stage, ``reference`` plain
-PyTorch.
-"""
+"""Engines: what runs a plan. ``cpu`` is C++ programs, ``reference`` plain PyTorch."""

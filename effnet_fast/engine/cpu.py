@@ -18,18 +18,14 @@ from ..plan import Plan, Stage, Step
 
 
 class PackedWeights:
-    """The weights of a network as the kernels read them, packed once and shared by the plans of all
-    image sizes.
-    """
+    """A network's weights as the kernels read them, packed once for all image sizes."""
 
     def __init__(self) -> None:
         self._packed: dict[int, torch.Tensor] = {}
         self._lock = threading.Lock()
 
     def address(self, tensor: torch.Tensor | None, pack: Any = None) -> int:
-        """Where a tensor is (0 for None), packed by ``pack`` if given. The network keeps ``tensor``
-        alive.
-        """
+        """Where a tensor is (0 for None), packed if ``pack`` is given."""
         if tensor is None:
             return 0
         if pack is None:
@@ -58,9 +54,7 @@ class CpuEngine:
         ]
 
     def run(self, x: torch.Tensor, threads: int) -> dict[str, torch.Tensor]:
-        """The values that the stages leave, among them the network's outputs, for images (N, C, H,
-        W), float32.
-        """
+        """The values that the stages leave, for images (N, C, H, W), float32."""
         values: dict[str, torch.Tensor] = {self.plan.network.input: x}
         for stage in self._stages:
             stage.run(values, x.shape[0], threads)
@@ -170,9 +164,7 @@ class _NativeStage:
     def _bind(
         self, values: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[list[tuple[int, ...]], dict[str, torch.Tensor], list[torch.Tensor]]:
-        """The call's tensors as the program takes them, and what it makes: maps (N, C, H, W),
-        vectors (N, C).
-        """
+        """The call's tensors as the program takes them, and the tensors that it makes."""
         tensors, alive = [], []
         for name in self.stage.inputs:
             x = values[name]
