@@ -143,7 +143,13 @@ def _models(options: argparse.Namespace) -> int:
     rows = [("name", "input", "parameters", "multiply-adds")]
     for name in models.list_models():
         config = models.model_config(name)
-        rows.append(row_of(name, config))
+        size = "x".join(map(str, config.input_size[1:]))
+        macs = f"{config.multiply_adds / 1e9:.2f} G"
+        rows.append((name, size, f"{config.parameters:,}", macs))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *rest in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        print(f"{name:<{widths[0]}}", *cells, sep="  ")
     return 0
 
 

@@ -7,13 +7,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
+from .. import models
 from ..errors import ArgumentError, CheckpointError, EffnetFastError, ModelError
 from .preprocess import Preprocess
 
@@ -73,6 +72,8 @@ def load_model(
     build = _SOURCES[source].build
     try:
         model, preprocess = build(name, checkpoint, num_classes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}:{name}: {_short(error)}") from error
     except EffnetFastError:
         raise
     except Exception as error:
@@ -97,15 +98,14 @@ def _resolve(name: str) -> tuple[str, str]:
 
 
 def _unknown(message: str, name: str, sources: tuple[str, ...]) -> None:
-    known = [
-        f"{source}:{other}"
+    known = {
+        other
         for source in sources
         if importlib.util.find_spec(source) is not None
         for other in _SOURCES[source].names()
-    ]
-    close = difflib.get_close_matches(name, [k.partition(":")[2] for k in known], 3)
-    hint = f"; close: {', '.join(close)}" if close else ""
-    raise ModelError(message + hint)
+    }
+    close = difflib.get_close_matches(name, sorted(known), 3)
+    raise ModelError(message + (f"; close: {', '.join(close)}" if close else ""))
 
 
 def _library(name: str) -> ModuleType:
@@ -120,19 +120,26 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _existing(checkpoint: str) -> str:
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f"checkpoint {checkpoint}: no such file")
-    return checkpoint
+# ---- this package --------------------------------------------------------------------------------
 
 
-def _read_checkpoint(checkpoint: str) -> dict[str, torch.Tensor]:
-    """A state dict, from where training scripts put it in a file."""
-    content = torch.load(_existing(checkpoint), map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+def _build_own(
+    name: str, checkpoint: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocess]:
+    config = models.model_config(name)
+    model = models.create_model(
+        name,
+        num_classes=1000 if num_classes is None else num_classes,
+        checkpoint=checkpoint,
+        pretrained=checkpoint is None,
+    )
+    if checkpoint is None and config.padding == "symmetric":  # the weights are torchvision's
+        return model, _torchvision_preprocess(name.replace("efficientnetv2", "efficientnet_v2"))
+    size = config.input_size[1:]
+    plain = Preprocess(
+        size, size, interpolation=config.interpolation, mean=config.mean, std=config.std
+    )
+    return model, plain.changed(crop_pct=config.crop_pct)
 
 
 # ---- timm ----------------------------------------------------------------------------------------
@@ -159,7 +166,7 @@ def _build_timm(
         model = timm.create_model(name, pretrained=True)
     else:
         model = timm.create_model(name, **options)
-        timm.models.load_checkpoint(model, _existing(checkpoint))
+        models.load_checkpoint(model, checkpoint)
     config = resolve_data_config(model=model)
     channels, *size = config["input_size"]
     if channels != 3:
@@ -179,16 +186,13 @@ def _build_timm(
 
 
 def _torchvision_names() -> list[str]:
-    models = _library("torchvision.models")
-    return models.list_models(module=models)
+    zoo = _library("torchvision.models")
+    return zoo.list_models(module=zoo)
 
 
-def _build_torchvision(
-    name: str, checkpoint: str | None, num_classes: int | None
-) -> tuple[nn.Module, Preprocess]:
-    models = _library("torchvision.models")
-    preset = models.get_model_weights(name).DEFAULT.transforms()
-    preprocess = Preprocess(
+def _torchvision_preprocess(name: str) -> Preprocess:
+    preset = _library("torchvision.models").get_model_weights(name).DEFAULT.transforms()
+    return Preprocess(
         (preset.crop_size[0], preset.crop_size[0]),
         (preset.resize_size[0], preset.resize_size[0]),
         "center",
@@ -196,11 +200,18 @@ def _build_torchvision(
         tuple(preset.mean),
         tuple(preset.std),
     )
+
+
+def _build_torchvision(
+    name: str, checkpoint: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocess]:
+    zoo = _library("torchvision.models")
+    preprocess = _torchvision_preprocess(name)
     if checkpoint is None:
-        return models.get_model(name, weights="DEFAULT"), preprocess
+        return zoo.get_model(name, weights="DEFAULT"), preprocess
     options = {} if num_classes is None else {"num_classes": num_classes}
-    model = models.get_model(name, weights=None, **options)
-    model.load_state_dict(_read_checkpoint(checkpoint))
+    model = zoo.get_model(name, weights=None, **options)
+    models.load_checkpoint(model, checkpoint)
     return model, preprocess
 
 
@@ -215,6 +226,9 @@ class _Source:
 
 
 _SOURCES = {
+    "effnet_fast": _Source(
+        models.list_models, lambda name: name in models.list_models(), _build_own
+    ),
     "timm": _Source(_timm_names, _timm_has, _build_timm),
     "torchvision": _Source(
         _torchvision_names, lambda name: name in _torchvision_names(), _build_torchvision
