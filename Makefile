@@ -65,7 +65,7 @@ format: $(STAMP)  ## ruff and clang-format, in place
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 coverage-table: $(STAMP)  ## docs/coverage.md: every model that was tried, with what is fused
-	$(BIN)/python -m effnet_fast.bench.coverage --output docs/coverage.md
+	$(BIN)/python -m effnet_fast.bench.coverage --output docs/coverage.md --jobs $(JOBS)
 
 labels: $(STAMP)  ## the class names that `classify` prints, from torchvision's
 	$(BIN)/python scripts/make_labels.py effnet_fast/classify/imagenet_classes.txt

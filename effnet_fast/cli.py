@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from .errors import EffnetFastError
+from .errors import ArgumentError, EffnetFastError
 
 _EPILOG = """\
 exit status: 0 all well; 1 some images have no answer, their reasons are in the results;
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
     models = commands.add_parser("models", help="the model family, with sizes and costs")
+    models.add_argument("pattern", nargs="?", default="*", help="of names, as in 'efficientnet_b*'")
     models.set_defaults(run=_models)
     return parser
 
@@ -138,14 +139,23 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    from fnmatch import fnmatchcase
+
     from . import models
 
+    names = [name for name in models.list_models() if fnmatchcase(name, options.pattern)]
+    if not names:
+        raise ArgumentError(
+            f"pattern is {options.pattern!r}, which no model's name matches; accepted: one like "
+            f"{models.list_models()[0]!r} or 'efficientnet_b*'"
+        )
     rows = [("name", "input", "parameters", "multiply-adds")]
-    for name in models.list_models():
+    for name in names:
         config = models.model_config(name)
         size = "x".join(map(str, config.input_size[1:]))
-        macs = f"{config.multiply_adds / 1e9:.2f} G"
-        rows.append((name, size, f"{config.parameters:,}", macs))
+        model = models.create_model(name, device="meta")
+        macs = models.multiply_adds(model, config.input_size[1:])
+        rows.append((name, size, f"{models.count_parameters(model):,}", f"{macs / 1e9:.2f} G"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *rest in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))

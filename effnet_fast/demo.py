@@ -47,21 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = 0
     for answer, stock_answer in zip(answers, stock_answers, strict=True):
         print(answer.filename)
-        if answer.error or stock_answer.error:
-            print(f"    error: {answer.error or stock_answer.error}")
-            wrong += 1
-            continue
         for label, probability in zip(answer.labels[:3], answer.probs[:3], strict=True):
             print(f"    {probability:8.4%}  {label}")
-        difference = largest_difference(answer, stock_answer)
-        if answer.labels[0] not in PHOTOS[answer.filename]:
-            print(f"    WRONG: accepted: {' or '.join(PHOTOS[answer.filename])}")
-            wrong += 1
-        if not difference <= TOLERANCE:
-            print(f"    WRONG: {difference:.1e} from the stock model; accepted: {TOLERANCE:.0e}")
-            wrong += 1
-        else:
+        faults = wrong_with(answer, stock_answer)
+        for fault in faults:
+            print(f"    WRONG: {fault}")
+        if not faults:
+            difference = largest_difference(answer, stock_answer)
             print(f"    largest difference from the stock model's: {difference:.1e}")
+        wrong += len(faults)
 
     size = loaded.preprocess.size
     print(
@@ -81,6 +75,22 @@ def photos() -> list[Image]:
     """The photos on disk, keyed by their names."""
     folder = resources.files("skimage.data")
     return [Image(name, folder / name) for name in PHOTOS]
+
+
+def wrong_with(answer: Result, stock_answer: Result) -> list[str]:
+    """What is wrong with an answer, in words; empty when it names the photo and is the stock
+    model's.
+    """
+    if answer.error or stock_answer.error:
+        return [answer.error or stock_answer.error]
+    faults = []
+    accepted = PHOTOS[answer.filename]
+    if answer.labels[0] not in accepted:
+        faults.append(f"{answer.labels[0]}; accepted: {' or '.join(accepted)}")
+    difference = largest_difference(answer, stock_answer)
+    if difference > TOLERANCE:
+        faults.append(f"{difference:.1e} from the stock model; accepted: {TOLERANCE:.0e}")
+    return faults
 
 
 def largest_difference(one: Result, other: Result) -> float:

@@ -31,7 +31,7 @@ from .model import Fused, OptimizedModel
 from .ops.extension import extension
 from .partial import Parts, capture_parts
 from .report import Report, count_operators, fused_share
-from .verify import Parity, Tally
+from .verify import CAPTURE_FACTOR, FLOORS, Parity, Tally, check_capture
 
 _log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _check_example(example: Any, channels: int, dtype: torch.dtype) -> None:
 
 
 # Batches of random images to look at before an error is called one: see verify.Tally.
-_MOST_BATCHES = 5
+_MOST_BATCHES = 12
 
 
 def _verified(
@@ -272,14 +272,18 @@ def _verified(
             with torch.no_grad():
                 fast = pytree.tree_leaves(optimized(x))
                 if whole is None:
-                    stock, exact = model(x), double(x.double())
+                    stock, exact = pytree.tree_leaves(model(x)), double(x.double())
                 else:
                     exact = run_graph(whole, x.double(), body.tensors())
-                    same = dtype == _dtype_of(model)
-                    stock = model(x) if same else run_graph(whole, x, body.tensors())
-            parity = tally.add(
-                fast, pytree.tree_leaves(stock), pytree.tree_leaves(exact), tuple(shape)
-            )
+                    stock = (
+                        pytree.tree_leaves(model(x))
+                        if dtype == _dtype_of(model)
+                        else run_graph(whole, x, body.tensors())
+                    )
+            parity = tally.add(fast, stock, pytree.tree_leaves(exact), tuple(shape))
+            if whole is not None and not parity.stock_error <= CAPTURE_FACTOR * FLOORS[dtype]:
+                with torch.no_grad():
+                    check_capture(stock, run_graph(whole, x, body.tensors()), dtype)
             if parity.holds:
                 return parity
         raise ParityError(f"the optimised model differs from the original: {parity}")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -13,11 +14,10 @@ import torch
 from PIL import Image
 
 import effnet_fast.demo
-from effnet_fast import models
-from effnet_fast.classify import classify, load_model
+from effnet_fast.classify import Result, classify, load_model
 from effnet_fast.classify.command import printable
 from effnet_fast.cli import main
-from effnet_fast.demo import PHOTOS, photos
+from effnet_fast.demo import PHOTOS, photos, wrong_with
 from effnet_fast.info import collect, describe
 
 LITE0 = ("--model", "efficientnet_lite0", "--pretrained")
@@ -230,15 +230,13 @@ def effnet_fast_command(*arguments, **options):
 
 
 def test_as_a_process(folder):
-    done = effnet_fast_command("classify", str(folder / "rocket.jpg"), *LITE0, "--topk", "1")
-    assert done.returncode == 0, done.stderr
-    assert "missile" in done.stdout
-    assert "100 % of multiply-adds fused" in done.stderr
-
-    done = effnet_fast_command("classify", str(folder / "odd" / "huge.png"), *STOCK)
+    images = (str(folder / "rocket.jpg"), str(folder / "odd" / "huge.png"))
+    done = effnet_fast_command("classify", *images, *LITE0, "--topk", "1")
     assert done.returncode == 1
-    assert "too large" in done.stdout
+    assert "missile" in done.stdout
+    assert "error: too large" in done.stdout
     assert "Traceback" not in done.stderr
+    assert "100 % of multiply-adds fused" in done.stderr
 
     done = effnet_fast_command("classify", str(folder), "--model", "nothing", "--pretrained")
     assert done.returncode == 2
@@ -285,12 +283,13 @@ def test_info_without_the_extension(monkeypatch):
 
 
 def test_models(capsys):
-    assert main(["models"]) == 0
+    assert main(["models", "*[bs]0"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "input", "parameters", "multiply-adds"]
-    assert [line.split()[0] for line in lines] == list(models.list_models())
-    b0 = next(line for line in lines if line.split()[0] == "efficientnet_b0")
-    assert b0.split()[1:] == ["224x224", "5,288,548", "0.39", "G"]
+    assert [line.split()[0] for line in lines] == ["efficientnet_b0", "efficientnetv2_b0"]
+    assert lines[0].split()[1:] == ["224x224", "5,288,548", "0.39", "G"]
+    assert main(["models", "*9"]) == 2
+    assert "pattern is '*9', which no model's name matches" in capsys.readouterr().err
 
 
 def test_demo(capsys):
@@ -303,10 +302,14 @@ def test_demo(capsys):
     assert "batch 16: stock " in out
 
 
-def test_demo_notices_wrong_answers(capsys, monkeypatch):
-    monkeypatch.setitem(PHOTOS, "coffee.png", ("tea",))
-    monkeypatch.setattr(effnet_fast.demo, "TOLERANCE", -1.0)
-    assert effnet_fast.demo.main(["--seconds", "0.1"]) == 1
-    out = capsys.readouterr().out
-    assert "WRONG: accepted: tea" in out
-    assert "from the stock model; accepted: -1e+00" in out
+def test_demo_notices_wrong_answers():
+    right = Result("coffee.png", (967, 504), ("espresso", "coffee mug"), (0.75, 0.25))
+    assert wrong_with(right, right) == []
+    near = replace(right, probs=(0.75 - 5e-6, 0.25 + 5e-6))
+    assert wrong_with(near, right) == []
+    far = replace(right, probs=(0.75 - 2e-5, 0.25 + 2e-5))
+    assert wrong_with(far, right) == ["2.0e-05 from the stock model; accepted: 1e-05"]
+    mug = Result("coffee.png", (504, 967), ("coffee mug", "espresso"), (0.75, 0.25))
+    assert wrong_with(mug, mug) == ["coffee mug; accepted: espresso"]
+    bad = Result("coffee.png", error="no such file")
+    assert wrong_with(right, bad) == ["no such file"]

@@ -47,7 +47,7 @@ static void gemm_tiles(const TileArgs& t) {
   for (int64_t first = 0; first < t.tiles * kRows; first += kRows) {
     Vec acc[kRows][kVecs];
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = t.first ? bias[v] : zero();
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
     }
     // The sum of the runs so far: between two chunks of input channels in the caller's memory.
     alignas(64) float own[kRows * kVecs * kLanes];
@@ -99,6 +99,7 @@ static void gemm_tiles(const TileArgs& t) {
     }
     for (int r = 0; r < kRows; ++r) {
       float* y = t.y[first + r] + t.y_channel;
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = acc[r][v] + bias[v];
       activate(t.act, acc[r]);
       if (t.residual) {
         const float* residual = t.residual[first + r] + t.residual_channel;

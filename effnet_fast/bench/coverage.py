@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -121,13 +122,24 @@ def models() -> dict[tuple[str, str], Callable[[], nn.Module]]:
     return found
 
 
+def build(source: str, name: str) -> nn.Module:
+    """A model of the list with the same random, calibrated weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return calibrated(models()[source, name]())
+
+
 def cover(source: str, name: str) -> Covered:
     """Build, optimise and verify one model; an `EffnetFastError` is an outcome too."""
-    model = calibrated(models()[source, name]())
+    logging.getLogger("effnet_fast").setLevel(logging.ERROR)
     try:
-        return Covered(source, name, optimize(model).report)
+        return Covered(source, name, optimize(build(source, name)).report)
     except EffnetFastError as error:
         return Covered(source, name, None, f"{type(error).__name__}: {error}")
+
+
+def _cover_key(key: tuple[str, str]) -> Covered:
+    return cover(*key)
 
 
 def table(rows: Iterable[Covered]) -> str:
@@ -158,14 +170,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", help="only this source: timm, torchvision, efficientnet_pytorch, transformers"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="processes, of one thread each if several"
+    )
     options = parser.parse_args(arguments)
-    logging.getLogger("effnet_fast").setLevel(logging.ERROR)
-    rows = []
     chosen = [key for key in models() if options.source in (None, key[0])]
-    for index, (source, name) in enumerate(chosen, 1):
-        rows.append(cover(source, name))
-        outcome = rows[-1].error or f"{100 * rows[-1].report.fused_share:.4g} %"
-        print(f"[{index}/{len(chosen)}] {source} {name}: {outcome}", file=sys.stderr, flush=True)
+    rows = []
+    threads = 1 if options.jobs > 1 else torch.get_num_threads()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(options.jobs, torch.set_num_threads, (threads,)) as pool:
+        for row in pool.imap(_cover_key, chosen):
+            rows.append(row)
+            outcome = row.error or f"{100 * row.report.fused_share:.4g} %"
+            done = f"[{len(rows)}/{len(chosen)}]"
+            print(f"{done} {row.source} {row.name}: {outcome}", file=sys.stderr, flush=True)
     whole = sum(row.report is not None and row.report.fused_share == 1.0 for row in rows)
     failed = sum(row.report is None for row in rows)
     partly = len(rows) - whole - failed

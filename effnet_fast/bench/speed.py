@@ -21,7 +21,7 @@ from .. import __version__
 from ..capture import native_size
 from ..optimize import optimize
 from ..verify import relative_error
-from .coverage import calibrated, models
+from .coverage import build, models
 
 # glibc gives large buffers back at each free unless told otherwise, and the page faults can be more
 # than half of PyTorch's time on a small network: the setting belongs to every figure.
@@ -48,7 +48,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> dict[s
 def measure(source: str, name: str, size: int, batch: int, threads: int, seconds: float) -> dict:
     """One model against its stock self, in both layouts, with the outputs compared first."""
     torch.set_num_threads(threads)
-    stock = calibrated(models()[source, name]())
+    stock = build(source, name)
     start = time.perf_counter()
     fast = optimize(stock)
     optimize_seconds = time.perf_counter() - start
@@ -60,9 +60,7 @@ def measure(source: str, name: str, size: int, batch: int, threads: int, seconds
         plan_seconds = time.perf_counter() - start
         error = relative_error(fast(x), stock(x))
         rows = x.to(memory_format=torch.channels_last)
-        twin = calibrated(models()[source, name]())
-        twin.load_state_dict(stock.state_dict())
-        last = twin.to(memory_format=torch.channels_last)
+        last = build(source, name).to(memory_format=torch.channels_last)
         times = interleaved(
             {
                 "eager": lambda: stock(x),

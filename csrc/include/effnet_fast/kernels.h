@@ -6,8 +6,8 @@
 //  - Every worker of the team calls the kernel; it returns without a barrier at its end (the caller
 //    syncs before the outputs are read, and before scratch or shared are used again).
 //  - The result's bits depend on the operands and the instruction set, never on count, batch or
-//    fusion: each output of a convolution is a sum of runs of fused multiply-adds, from the bias,
-//    over taps then input channels in ascending order; sums are per output row (left to right),
+//    fusion: each output of a convolution is a sum of runs of fused multiply-adds, over taps then
+//    input channels in ascending order, and the bias; sums are per output row (left to right),
 //    then over rows (top to bottom).
 //  - No allocation, no exception, any c >= 1, any h, w >= 1, any alignment of the maps.
 //  - *_scratch says how many floats of Worker::scratch and Worker::shared a call needs. It looks at
