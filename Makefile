@@ -5,9 +5,9 @@ VENV ?= .venv
 TORCH := torch==2.14.1 torchvision==0.29.1
 BUILD_REQUIREMENTS := setuptools==84.2.1 cmake==4.4.4 ninja==1.13.2 pybind11==3.1.0
 
-# Two test processes of two threads each.
+# Two test processes of one OpenMP thread each: more than cores would spin while others wait.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -n $(JOBS)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
