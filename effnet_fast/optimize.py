@@ -283,7 +283,7 @@ def _verified(
             parity = tally.add(fast, stock, pytree.tree_leaves(exact), tuple(shape))
             if whole is not None and not parity.stock_error <= CAPTURE_FACTOR * FLOORS[dtype]:
                 with torch.no_grad():
-                    check_capture(stock, run_graph(whole, x, body.tensors()), dtype)
+                    check_capture(stock, run_graph(whole, x, body.tensors()), parity)
             if parity.holds:
                 return parity
         raise ParityError(f"the optimised model differs from the original: {parity}")

@@ -22,10 +22,10 @@ FLOORS = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
-# A stock model that is further than this many floors from float64 amplifies roundings by thousands,
-# or does something else than its captured graph: then the graph in the model's own type must give
-# the model's numbers, which the same operators on the same numbers do to a few roundings.
-CAPTURE_FACTOR = 500
+# A stock model that is further than this many floors from float64 amplifies roundings, or does
+# something else than its captured graph. The graph in the model's own type tells: the same
+# operators on the same numbers round alike, so the two must be closer than that distance is long.
+CAPTURE_FACTOR = 10
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,19 @@ def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
     return ((y.double() - exact).norm() / exact.norm()).item()
 
 
-def check_capture(stock: Sequence[Any], graph: Sequence[Any], dtype: torch.dtype) -> None:
+def check_capture(stock: Sequence[Any], graph: Sequence[Any], parity: Parity) -> None:
     """Raise `ParityError` unless the captured graph computes what the model does.
 
     Parameters
     ----------
-    stock, graph : flat outputs of the model and of its graph in plain PyTorch, both in ``dtype``.
+    stock, graph : flat outputs of the model and of its graph in plain PyTorch, in the same type.
+    parity : of the stock model; half its error is what the two may differ by.
     """
     for theirs, captured in zip(stock, graph, strict=True):
         if not isinstance(theirs, torch.Tensor):
             continue
         difference = relative_error(captured, theirs)
-        if not difference <= CAPTURE_FACTOR * FLOORS[dtype]:
+        if not difference <= 0.5 * parity.stock_error:
             raise ParityError(
                 "the captured graph is not what the model computes (they differ by "
                 f"{difference:.1e}): the model is random, depends on values or sizes in Python "

@@ -461,6 +461,23 @@ def test_a_model_that_is_no_function_of_its_input_fails_verification():
         effnet_fast.optimize(Random().eval())
 
 
+class Surprise(nn.Module):
+    """Computes something else at sizes that capture does not look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * (1 + 1e-4) if x.shape[2] == 97 else y
+
+
+def test_verification_notices_a_graph_that_is_not_the_model():
+    with pytest.raises(errors.ParityError, match="captured graph"):
+        effnet_fast.optimize(Surprise().eval())
+
+
 def test_verification_notices_a_wrong_answer():
     exact = torch.randn(4, 10, dtype=torch.float64)
     stock = exact.float()
