@@ -10,6 +10,7 @@ import sys
 import threading
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from networks import Tiny, calibrated, images, tiny
@@ -298,6 +299,17 @@ def test_feature_maps_keep_their_type():
     x = images(2, 64, 65)
     ours, theirs = fast(x), model(x)
     assert type(ours) is list and [y.shape for y in ours] == [y.shape for y in theirs]
+    for ours_map, theirs_map in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_map, theirs_map, rtol=1e-4, atol=1e-4)
+
+
+def test_timms_features_only_models():
+    model = calibrated(timm.create_model("test_efficientnet", features_only=True))
+    fast = effnet_fast.optimize(model)
+    assert fast.report.fused_share == 1.0
+    x = images(2, 96, 97)
+    ours, theirs = fast(x), model(x)
+    assert [y.shape for y in ours] == [y.shape for y in theirs]
     for ours_map, theirs_map in zip(ours, theirs, strict=True):
         torch.testing.assert_close(ours_map, theirs_map, rtol=1e-4, atol=1e-4)
 
