@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .counting import count_parameters, multiply_adds, skeleton
 from .efficientnet import Architecture, Stage
 
 _B = (
@@ -57,102 +58,92 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model of the family: what it is built from, and the images that its weights are for.
+    """One model of the family: what it is built from, and its published weights' images.
 
-    ``input_size`` is (channels, height, width). ``padding`` is the one that published weights of
-    this name need: "symmetric" or "same".
+    Attributes
+    ----------
+    input_size : (channels, height, width), with the resolution that the scaling gives.
+    dropout : the one that the model was trained with.
+    padding : what the weights published under this name need: "symmetric" (torchvision's) or
+        "same" (timm's ``tf_*``).
+    symmetric_bn_eps : batch norm's eps of weights with symmetric padding; with SAME it is 1e-3.
+    crop_pct, interpolation, mean, std : as those weights' data configuration has them, but for
+        the resolution of B2, which torchvision evaluates at 288 pixels.
     """
 
     name: str
     architecture: Architecture
     input_size: tuple[int, int, int]
+    dropout: float
+    padding: str
+    symmetric_bn_eps: float
     crop_pct: float
+    interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    padding: str = "symmetric"
-    interpolation: str = "bicubic"
 
     def bn_eps(self, padding: str) -> float:
-        """Batch norm's eps: 1e-3 in TensorFlow's weights, and in torchvision's B5-B7 and V2."""
-        small = self.architecture.width < 1.6 and self.architecture.stages == _B
-        return 1e-5 if padding == "symmetric" and small else 1e-3
+        """Batch norm's eps of the weights that are published with this padding."""
+        return 1e-3 if padding == "same" else self.symmetric_bn_eps
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters, with 1000 classes."""
-        from . import count_parameters, create_model
-
-        return count_parameters(create_model(self.name, device="meta"))
+        """Parameters, with 1000 classes."""
+        return count_parameters(skeleton(self.name))
 
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of all convolutions and linear layers at ``input_size``, one image."""
-        from . import create_model, multiply_adds
-
-        return multiply_adds(create_model(self.name, device="meta"), self.input_size[1:])
+        return multiply_adds(self.name, self.input_size[1:])
 
 
-def _configs() -> list[ModelConfig]:
-    configs = []
-
-    def add(name: str, architecture: Architecture, edge: int, crop: float, stats=_IMAGENET, **more):
-        configs.append(ModelConfig(name, architecture, (3, edge, edge), crop, *stats, **more))
-
-    for index, (width, depth, edge, crop) in enumerate(
-        (
-            (1.0, 1.0, 224, 0.875),
-            (1.0, 1.1, 240, 0.882),
-            (1.1, 1.2, 260, 0.890),
-            (1.2, 1.4, 300, 0.904),
-            (1.4, 1.8, 380, 0.922),
-            (1.6, 2.2, 456, 0.934),
-            (1.8, 2.6, 528, 0.942),
-            (2.0, 3.1, 600, 0.949),
-            (2.2, 3.6, 672, 0.954),
-        )
-    ):
-        add(f"efficientnet_b{index}", Architecture(_B, width, depth), edge, crop)
-    add("efficientnet_l2", Architecture(_B, 4.3, 5.3), 800, 0.961)
-    for index, (width, depth, edge, crop) in enumerate(
-        (
-            (1.0, 1.0, 224, 0.875),
-            (1.0, 1.1, 240, 0.882),
-            (1.1, 1.2, 260, 0.890),
-            (1.2, 1.4, 300, 0.904),
-            (1.4, 1.8, 380, 0.920),
-        )
-    ):
-        lite = Architecture(_LITE, width, depth, act="relu6", fixed_ends=True)
-        # Lite3 and 4 were published with bilinear resizing, unlike all others.
-        resize = "bilinear" if index >= 3 else "bicubic"
-        add(
-            f"efficientnet_lite{index}",
-            lite,
-            edge,
-            crop,
-            _HALF,
-            padding="same",
-            interpolation=resize,
-        )
-    for size, stages, stem, edge in (
-        ("s", _V2_S, 24, 384),
-        ("m", _V2_M, 24, 480),
-        ("l", _V2_L, 32, 480),
-        ("xl", _V2_XL, 32, 512),
-    ):
-        architecture = Architecture(stages, stem=stem, round_up=False)
-        add(f"efficientnetv2_{size}", architecture, edge, 1.0, _HALF, padding="same")
-    for index, (width, depth, edge, crop) in enumerate(
-        (
-            (1.0, 1.0, 224, 0.875),
-            (1.0, 1.1, 240, 0.882),
-            (1.1, 1.2, 260, 0.890),
-            (1.2, 1.4, 300, 0.904),
-        )
-    ):
-        base = Architecture(_V2_BASE, width, depth, round_up=False)
-        add(f"efficientnetv2_b{index}", base, edge, crop, padding="same")
-    return configs
+def _b(width: float, depth: float) -> Architecture:
+    return Architecture(_B, width, depth)
 
 
-CONFIGS = {config.name: config for config in _configs()}
+def _lite(width: float, depth: float) -> Architecture:
+    return Architecture(_LITE, width, depth, act="relu6", fixed_ends=True)
+
+
+def _large(stages: tuple[Stage, ...], stem: int) -> Architecture:
+    return Architecture(stages, stem=stem, round_up=False)
+
+
+def _base(width: float, depth: float) -> Architecture:
+    return Architecture(_V2_BASE, width, depth, round_up=False)
+
+
+# name after "efficientnet", (width, depth) or table, resolution, dropout,
+# padding, symmetric eps, crop share, interpolation, mean and std
+_ROWS = (
+    ("_b0", _b(1.0, 1.0), 224, 0.2, "symmetric", 1e-5, 224 / 256, "bicubic", _IMAGENET),
+    ("_b1", _b(1.0, 1.1), 240, 0.2, "symmetric", 1e-5, 240 / 255, "bilinear", _IMAGENET),
+    ("_b2", _b(1.1, 1.2), 260, 0.3, "symmetric", 1e-5, 1.0, "bicubic", _IMAGENET),
+    ("_b3", _b(1.2, 1.4), 300, 0.3, "symmetric", 1e-5, 300 / 320, "bicubic", _IMAGENET),
+    ("_b4", _b(1.4, 1.8), 380, 0.4, "symmetric", 1e-5, 380 / 384, "bicubic", _IMAGENET),
+    ("_b5", _b(1.6, 2.2), 456, 0.4, "symmetric", 1e-3, 1.0, "bicubic", _IMAGENET),
+    ("_b6", _b(1.8, 2.6), 528, 0.5, "symmetric", 1e-3, 1.0, "bicubic", _IMAGENET),
+    ("_b7", _b(2.0, 3.1), 600, 0.5, "symmetric", 1e-3, 1.0, "bicubic", _IMAGENET),
+    ("_b8", _b(2.2, 3.6), 672, 0.5, "same", 1e-5, 0.954, "bicubic", _HALF),
+    ("_l2", _b(4.3, 5.3), 800, 0.5, "same", 1e-5, 0.96, "bicubic", _IMAGENET),
+    ("_lite0", _lite(1.0, 1.0), 224, 0.2, "same", 1e-5, 0.875, "bicubic", _HALF),
+    ("_lite1", _lite(1.0, 1.1), 240, 0.2, "same", 1e-5, 0.882, "bicubic", _HALF),
+    ("_lite2", _lite(1.1, 1.2), 260, 0.3, "same", 1e-5, 0.890, "bicubic", _HALF),
+    ("_lite3", _lite(1.2, 1.4), 300, 0.3, "same", 1e-5, 0.904, "bilinear", _HALF),
+    ("_lite4", _lite(1.4, 1.8), 380, 0.3, "same", 1e-5, 0.920, "bilinear", _HALF),
+    ("v2_s", _large(_V2_S, 24), 384, 0.2, "same", 1e-3, 1.0, "bicubic", _HALF),
+    ("v2_m", _large(_V2_M, 24), 480, 0.3, "same", 1e-3, 1.0, "bicubic", _HALF),
+    ("v2_l", _large(_V2_L, 32), 480, 0.4, "same", 1e-3, 1.0, "bicubic", _HALF),
+    ("v2_xl", _large(_V2_XL, 32), 512, 0.4, "same", 1e-5, 1.0, "bicubic", _HALF),
+    ("v2_b0", _base(1.0, 1.0), 224, 0.2, "same", 1e-5, 0.875, "bicubic", _IMAGENET),
+    ("v2_b1", _base(1.0, 1.1), 240, 0.2, "same", 1e-5, 0.882, "bicubic", _IMAGENET),
+    ("v2_b2", _base(1.1, 1.2), 260, 0.3, "same", 1e-5, 0.890, "bicubic", _IMAGENET),
+    ("v2_b3", _base(1.2, 1.4), 300, 0.3, "same", 1e-5, 0.900, "bicubic", _HALF),
+)
+
+CONFIGS = {
+    f"efficientnet{name}": ModelConfig(
+        f"efficientnet{name}", architecture, (3, edge, edge), *training, *statistics
+    )
+    for name, architecture, edge, *training, statistics in _ROWS
+}
