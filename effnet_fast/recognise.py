@@ -608,9 +608,11 @@ class _Recogniser:
                 continue
             name = call.args[1].name
             layer = self.model_name.get(name, name)
+            # A weight computed from the input counts without its sizes that follow the batch.
             weight = self.constant.get(name)
+            shape = self.shape.get(name) if weight is None else weight.shape
             pixels = math.prod(edge or 1 for edge in call.shape[2:]) if "conv" in call.op else 1
-            macs = (weight.numel() if weight is not None else 0) * pixels
+            macs = math.prod(edge or 1 for edge in shape or ()) * pixels
             yield Layer(layer, macs, "conv" in call.op, call.name in fused)
 
 
