@@ -1,4 +1,5 @@
-// effnet_fast._C: the CPU engine for Python. Checks and calls, nothing else.
+// effnet_fast._C: the CPU engine for Python. Checks and calls, nothing else. bindings_gpu.cpp adds
+// the submodule gpu.
 //
 // Memory is passed as addresses (integers) and stays the caller's: what a Program or its constants
 // point to must outlive them. std::invalid_argument becomes ValueError.
@@ -204,11 +205,16 @@ void bind_program(py::module_& m) {
 }
 
 }  // namespace
+
+namespace gpu {
+void bind_gpu(py::module_& parent);  // bindings_gpu.cpp
+}
+
 }  // namespace effnet_fast
 
 PYBIND11_MODULE(_C, m) {
   using namespace effnet_fast;
-  m.doc() = "The CPU engine of effnet_fast.";
+  m.doc() = "The CPU engine of effnet_fast, and its GPU devices in the submodule gpu.";
   m.def("isa", [] { return kernels().name; }, "The instruction set in use.");
   m.def("available_isas", &available_isas, "Instruction sets that run here, best first.");
   m.def("lanes", [] { return kernels().lanes; }, "Floats in a vector of the set in use.");
@@ -223,4 +229,5 @@ PYBIND11_MODULE(_C, m) {
   bind_packing(m);
   bind_constants(m);
   bind_program(m);
+  gpu::bind_gpu(m);
 }

@@ -64,3 +64,34 @@ class CheckpointError(EffnetFastError, ValueError):
 
 class ImageError(EffnetFastError, ValueError):
     """An image file cannot be decoded; the message is the reason that goes into the results."""
+
+
+class GpuError(EffnetFastError, RuntimeError):
+    """A call of the CUDA driver failed.
+
+    Attributes
+    ----------
+    call : str
+        The call, as in ``"cuLaunchKernel"``.
+    result : str
+        What it returned, as in ``"CUDA_ERROR_INVALID_VALUE"``.
+    """
+
+    def __init__(self, message: str, call: str = "", result: str = ""):
+        super().__init__(message)
+        self.call = call
+        self.result = result
+
+
+class KernelFault(GpuError):
+    """The PTX machine stopped a kernel; the device is of no more use until it is closed.
+
+    Attributes
+    ----------
+    trap : str
+        What for, as in ``"shared race"``.
+    """
+
+    def __init__(self, message: str, call: str = "", result: str = "", trap: str = ""):
+        super().__init__(message, call, result)
+        self.trap = trap
