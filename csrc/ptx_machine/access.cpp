@@ -1,0 +1,533 @@
+#include "access.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace effnet_fast::ptx {
+namespace {
+
+std::string hex(uint64_t x) {
+  char text[24];
+  std::snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(x));
+  return text;
+}
+
+std::string bytes_text(uint32_t n) { return std::to_string(n) + (n == 1 ? " byte" : " bytes"); }
+
+template <class F>
+void for_lanes(uint32_t exec, F f) {
+  for (uint32_t rest = exec; rest; rest &= rest - 1) f(__builtin_ctz(rest));
+}
+
+void check_alignment(const Warp& w, uint32_t exec, const uint64_t* address, uint32_t n) {
+  uint64_t low = 0;
+  for_lanes(exec, [&](int l) { low |= address[l]; });
+  if ((low & (n - 1)) == 0) return;
+  for_lanes(exec, [&](int l) {
+    if (address[l] & (n - 1)) {
+      w.fail(Trap::kMisaligned, l,
+             "address " + hex(address[l]) + " is not a multiple of " + bytes_text(n));
+    }
+  });
+}
+
+// ---- global memory ------------------------------------------------------------------------------
+
+// `bits` of one sector of a view were asked for by the current request.
+void count_sector(Worker& worker, View& view, ViewCounts& counts, size_t direction, uint64_t sector,
+                  uint32_t bits) {
+  Traffic& t = counts.traffic[direction];
+  SectorCell& cell = counts.cells[direction].as<SectorCell>()[sector];
+  if (cell.request != worker.request) {
+    cell.request = worker.request;
+    cell.bytes = 0;
+    ++t.sectors;
+    if (cell.block != worker.block.serial) {
+      cell.block = worker.block.serial;
+      ++t.l2_sectors;
+      auto& word = view.seen[direction].as<std::atomic<uint64_t>>()[sector / 64];
+      const uint64_t bit = uint64_t{1} << sector % 64;
+      if (!(word.load(std::memory_order_relaxed) & bit) &&
+          !(word.fetch_or(bit, std::memory_order_relaxed) & bit)) {
+        view.dram[direction].fetch_add(1, std::memory_order_relaxed);
+      }
+    }
+  }
+  t.used_bytes += static_cast<uint64_t>(__builtin_popcount(bits & ~cell.bytes));
+  cell.bytes |= bits;
+}
+
+void count_traffic(Worker& worker, View& view, uint32_t lanes, const uint64_t* address, uint32_t n,
+                   Direction direction) {
+  const auto d = static_cast<size_t>(direction);
+  ViewCounts& counts = worker.counts_of(view);
+  const uint64_t first = view.base / kSectorBytes;
+  if (!counts.cells[d]) {
+    const uint64_t sectors = (view.end - 1) / kSectorBytes - first + 1;
+    counts.cells[d] = LazyMemory(sectors * sizeof(SectorCell));
+    const std::lock_guard<std::mutex> lock(view.mutex);
+    if (!view.seen[d]) view.seen[d] = LazyMemory((sectors / 64 + 1) * sizeof(uint64_t));
+  }
+  Traffic& t = counts.traffic[d];
+  ++t.requests;
+  t.bytes += uint64_t{n} * static_cast<uint64_t>(__builtin_popcount(lanes));
+  if (++worker.request == 0) worker.request = 1;
+  // Neighbouring lanes mostly share a sector: look one up when it changes.
+  uint64_t sector = ~uint64_t{0};
+  uint32_t bits = 0;
+  const auto mask = static_cast<uint32_t>((uint64_t{1} << n) - 1);
+  for_lanes(lanes, [&](int l) {
+    const uint64_t its = address[l] / kSectorBytes - first;
+    if (its != sector) {
+      if (bits) count_sector(worker, view, counts, d, sector, bits);
+      sector = its;
+      bits = 0;
+    }
+    bits |= mask << address[l] % kSectorBytes;
+  });
+  count_sector(worker, view, counts, d, sector, bits);
+}
+
+bool is_written(const Allocation& a, size_t offset, uint32_t n) {
+  if (n == 16) return a.written[offset / 8] == 0xFF && a.written[offset / 8 + 1] == 0xFF;
+  const uint32_t mask = (1u << n) - 1;
+  return (a.written[offset / 8] >> offset % 8 & mask) == mask;
+}
+
+void mark_written(Allocation& a, size_t offset, uint32_t n, bool concurrent) {
+  uint8_t* at = a.written + offset / 8;
+  if (n >= 8) {
+    std::fill(at, at + n / 8, uint8_t{0xFF});
+    return;
+  }
+  const auto mask = static_cast<uint8_t>(((1u << n) - 1) << offset % 8);
+  if ((__atomic_load_n(at, __ATOMIC_RELAXED) & mask) == mask) return;
+  if (concurrent) {
+    __atomic_fetch_or(at, mask, __ATOMIC_RELAXED);
+  } else {
+    *at |= mask;
+  }
+}
+
+// Did the access of `stamp` happen before what `thread` of the block at hand does now?
+bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
+  const uint32_t serial = stamp_block(stamp);
+  if (serial == 0) return true;
+  if (serial == worker.block.serial) {
+    return worker.block.ordering.before(stamp_thread(stamp), stamp_clock(stamp), thread);
+  }
+  if (stamp >= kManyBlocks) return !worker.known.empty();
+  const auto known = worker.known.find(serial);
+  return known != worker.known.end() &&
+         stamp_clock(stamp) < known->second.of[stamp_thread(stamp) >> 5];
+}
+
+[[noreturn]] void fail_race(const Warp& w, int lane, uint64_t address, const View& view,
+                            uint64_t other, bool other_writes, bool writes) {
+  const uint32_t serial = stamp_block(other);
+  std::string who = "several blocks";
+  if (stamp_block(other) != stamp_block(kManyBlocks)) {
+    who = "thread " + w.block->describe_thread(stamp_thread(other));
+    if (serial != w.block->serial) {
+      const Dim3& grid = w.block->launch->launch.grid;
+      const uint64_t linear = serial - 1;
+      who += " of block (" + std::to_string(linear % grid.x) + ", " +
+             std::to_string(linear / grid.x % grid.y) + ", " +
+             std::to_string(linear / (uint64_t{grid.x} * grid.y)) + ")";
+    }
+  }
+  w.fail(Trap::kGlobalRace, lane,
+         std::string(writes ? "write" : "read") + " of " + hex(address) + " in " + view.name +
+             ", which " + who + (other_writes ? " wrote" : " read") +
+             " with nothing that orders the two");
+}
+
+// Records the access and returns the stamp it conflicts with, or 0. `*of_writer`: which one.
+uint64_t touch_cell(const Worker& worker, GlobalCell& cell, uint64_t stamp, uint32_t thread,
+                    bool reads, bool writes, bool* of_writer) {
+  const bool concurrent = worker.state.concurrent;
+  const bool strong = stamp & kAtomicBit;
+  uint64_t conflict = 0;
+  // Publish first, look second: of two host threads at least one sees the other.
+  if (writes) {
+    uint64_t before;
+    if (concurrent) {
+      before = cell.writer.exchange(stamp);
+    } else {
+      before = cell.writer.load(std::memory_order_relaxed);
+      cell.writer.store(stamp, std::memory_order_relaxed);
+    }
+    if (before && !(strong && before & kAtomicBit) && !happened_before(worker, before, thread)) {
+      conflict = before;
+      *of_writer = true;
+    }
+    const uint64_t reader = cell.reader.load();
+    if (!conflict && reader && !(strong && reader & kAtomicBit) &&
+        !happened_before(worker, reader, thread)) {
+      conflict = reader;
+      *of_writer = false;
+    }
+  } else if (reads) {
+    uint64_t reader = cell.reader.load(std::memory_order_relaxed);
+    if (reader != stamp && reader < kManyBlocks) {
+      const bool other = stamp_block(reader) && stamp_block(reader) != stamp_block(stamp);
+      const uint64_t mine = other ? kManyBlocks | (stamp & reader & kAtomicBit) : stamp;
+      if (concurrent) {
+        if (!cell.reader.compare_exchange_strong(reader, mine)) cell.reader.store(kManyBlocks);
+      } else {
+        cell.reader.store(mine, std::memory_order_relaxed);
+      }
+    }
+    const uint64_t writer = cell.writer.load();
+    if (writer && !(strong && writer & kAtomicBit) && !happened_before(worker, writer, thread)) {
+      conflict = writer;
+      *of_writer = true;
+    }
+  }
+  return conflict;
+}
+
+void touch(Warp& w, View& view, int l, uint64_t address, uint32_t n, Access access,
+           const uint8_t* value) {
+  const Worker& worker = *w.block->worker;
+  const uint32_t shift = worker.state.global_shift, thread = w.thread(l);
+  const bool writes = access.kind != Kind::kLoad;
+  const uint64_t stamp = global_stamp(w.block->serial, w.block->ordering.clock[w.index], thread,
+                                      access.strong || access.kind == Kind::kAtomic);
+  const uint64_t offset = address - view.allocation->base;
+  for (uint64_t c = offset >> shift; c <= (offset + n - 1) >> shift; ++c) {
+    bool of_writer = false;
+    const uint64_t conflict =
+        touch_cell(worker, view.races[c], stamp, thread, !writes, writes, &of_writer);
+    if (!conflict) continue;
+    // Writing what is there already is no race.
+    if (of_writer && value) {
+      const uint64_t from = std::max(c << shift, offset),
+                     to = std::min((c + 1) << shift, offset + n);
+      if (std::memcmp(view.allocation->data + from, value + (from - offset), to - from) == 0)
+        continue;
+    }
+    fail_race(w, l, address, view, conflict, of_writer, writes);
+  }
+}
+
+// What a strong access does for the order of blocks.
+void synchronize_blocks(Warp& w, uint64_t address, Access access) {
+  Worker& worker = *w.block->worker;
+  if (access.release) fence(w);
+  if (access.kind != Kind::kLoad && worker.fenced[w.index]) {
+    worker.state.publication.publish(address, w.block->serial, worker.fence[w.index], worker.known);
+  }
+  worker.state.publication.learn(address, worker.known);
+}
+
+// Calls f(view, lanes) for the views that the lanes' addresses lie in.
+template <class F>
+void for_views(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, Access access, F f) {
+  Worker& worker = *w.block->worker;
+  const bool reads = access.kind != Kind::kStore, writes = access.kind != Kind::kLoad;
+  View*& cached = worker.view_of[w.pc];
+  for (uint32_t rest = exec; rest;) {
+    const int first = __builtin_ctz(rest);
+    const auto holds = [&](const View& v, uint64_t a) { return a >= v.base && a + n <= v.end; };
+    if (!cached || !holds(*cached, address[first]) || (reads && !cached->readable) ||
+        (writes && !cached->writable)) {
+      cached = &worker.state.find(w, first, address[first], n, writes, reads);
+    }
+    View& view = *cached;
+    uint32_t lanes = 0;
+    for (int l = 0; l < kLanes; ++l) lanes |= uint32_t{holds(view, address[l])} << l;
+    lanes &= rest;
+    f(view, lanes);
+    rest &= ~lanes;
+  }
+}
+
+}  // namespace
+
+void fence(Warp& w) {
+  Worker& worker = *w.block->worker;
+  Ordering& order = w.block->ordering;
+  Publication::Clocks& clocks = worker.fence[w.index];
+  std::copy(order.seen[w.index], order.seen[w.index] + order.warps, clocks.of);
+  order.tick(w.index);
+  clocks.of[w.index] = order.clock[w.index];
+  worker.fenced[w.index] = true;
+}
+
+void read_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, Access access,
+                 uint8_t** host) {
+  check_alignment(w, exec, address, n);
+  Worker& worker = *w.block->worker;
+  for_views(w, exec, address, n, access, [&](View& view, uint32_t lanes) {
+    Allocation& a = *view.allocation;
+    count_traffic(worker, view, lanes, address, n,
+                  access.kind == Kind::kLoad ? Direction::kRead : Direction::kAtomic);
+    if (!a.all_written) {
+      for_lanes(lanes, [&](int l) {
+        if (!is_written(a, address[l] - a.base, n)) {
+          w.fail(Trap::kUninitialized, l,
+                 "read of " + bytes_text(n) + " at " + hex(address[l]) + " in " + view.name +
+                     ", which nothing has written");
+        }
+      });
+    }
+    if (access.kind == Kind::kAtomic) view.touched_by_writes.store(true, std::memory_order_relaxed);
+    if (view.races) {
+      if (access.strong || access.kind == Kind::kAtomic) {
+        for_lanes(lanes, [&](int l) { synchronize_blocks(w, address[l], access); });
+      }
+      for_lanes(lanes, [&](int l) { touch(w, view, l, address[l], n, access, nullptr); });
+    }
+    for_lanes(lanes, [&](int l) { host[l] = a.data + (address[l] - a.base); });
+  });
+}
+
+void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, Access access,
+                  const uint8_t* values) {
+  check_alignment(w, exec, address, n);
+  Worker& worker = *w.block->worker;
+  for_views(w, exec, address, n, access, [&](View& view, uint32_t lanes) {
+    Allocation& a = *view.allocation;
+    count_traffic(worker, view, lanes, address, n, Direction::kWrite);
+    if (!view.touched_by_writes.load(std::memory_order_relaxed)) {
+      view.touched_by_writes.store(true, std::memory_order_relaxed);
+    }
+    for_lanes(lanes, [&](int l) {
+      const uint64_t offset = address[l] - a.base;
+      const uint8_t* value = values + 16 * l;
+      if (access.strong) synchronize_blocks(w, address[l], access);
+      touch(w, view, l, address[l], n, access, value);
+      std::memcpy(a.data + offset, value, n);
+      if (!a.all_written) mark_written(a, offset, n, worker.state.concurrent);
+    });
+  });
+}
+
+// ---- shared memory ------------------------------------------------------------------------------
+
+namespace {
+
+void check_shared_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
+  check_alignment(w, exec, offset, n);
+  const uint64_t size = w.block->shared.size();
+  for_lanes(exec, [&](int l) {
+    if (offset[l] + n > size || offset[l] > size) {
+      w.fail(Trap::kOutOfBounds, l,
+             bytes_text(n) + " at shared address " + hex(offset[l]) + "; the block has " +
+                 bytes_text(static_cast<uint32_t>(size)));
+    }
+  });
+}
+
+std::string shared_name(const Warp& w, uint64_t offset) {
+  const Program& program = w.block->launch->program;
+  const Extent* nearest = nullptr;
+  for (const Extent& e : program.shared) {
+    if (e.offset <= offset) nearest = &e;
+  }
+  if (offset >= program.dynamic_shared) {
+    return "dynamic shared memory + " + std::to_string(offset - program.dynamic_shared);
+  }
+  if (!nearest) return "shared address " + hex(offset);
+  return "shared " + nearest->name + " + " + std::to_string(offset - nearest->offset);
+}
+
+[[noreturn]] void fail_shared(const Warp& w, int lane, uint64_t offset, const SharedCell& cell,
+                              Conflict conflict, bool writes) {
+  const uint32_t other = (conflict == Conflict::kReadWrite && writes ? cell.reader : cell.writer);
+  w.fail(Trap::kSharedRace, lane,
+         std::string(writes ? "write" : "read") + " of " + shared_name(w, offset) +
+             ", which thread " + w.block->describe_thread(other & kThreadMask) +
+             (conflict == Conflict::kReadWrite && writes ? " read" : " wrote") +
+             " with no barrier in between");
+}
+
+void check_usable(const Warp& w, int lane, uint64_t offset, const SharedCell& cell) {
+  if (cell.flags() & SharedCell::kGap) {
+    w.fail(Trap::kOutOfBounds, lane, shared_name(w, offset) + " is past the end of the variable");
+  }
+  if (cell.flags() & SharedCell::kPending) {
+    w.fail(Trap::kAsyncCopy, lane,
+           shared_name(w, offset) + " is being copied to by cp.async of thread " +
+               w.block->describe_thread(cell.writer & kThreadMask) +
+               ", which has not waited for it");
+  }
+}
+
+template <class F>
+void for_cells(const SharedShadow& shadow, uint64_t offset, uint32_t n, F f) {
+  const uint64_t first = offset >> shadow.shift, last = (offset + n - 1) >> shadow.shift;
+  for (uint64_t c = first; c <= last; ++c) f(c);
+}
+
+}  // namespace
+
+void count_wavefronts(Counts::Shared& counts, uint32_t exec, const uint64_t* offset, uint32_t n) {
+  ++counts.requests;
+  counts.bytes += uint64_t{n} * static_cast<uint64_t>(__builtin_popcount(exec));
+  // A warp moves at most 128 bytes a wavefront: 8-byte accesses go by halves, 16-byte by quarters.
+  const int lanes = n <= 4 ? 32 : n == 8 ? 16 : 8;
+  const uint32_t words = n <= 4 ? 1 : n / 4;
+  for (int begin = 0; begin < kLanes; begin += lanes) {
+    uint8_t used[32] = {};
+    uint32_t held[32][32];
+    uint32_t most = 0;
+    for (int l = begin; l < begin + lanes; ++l) {
+      if (!(exec >> l & 1)) continue;
+      for (uint32_t i = 0; i < words; ++i) {
+        const auto word = static_cast<uint32_t>(offset[l] / 4) + i;
+        const uint32_t bank = word % 32;
+        bool known = false;
+        for (int k = 0; k < used[bank]; ++k) known |= held[bank][k] == word;
+        if (known) continue;
+        held[bank][used[bank]++] = word;
+        most = std::max<uint32_t>(most, used[bank]);
+      }
+    }
+    counts.wavefronts += most;
+    counts.ideal_wavefronts += most > 0;
+  }
+}
+
+void read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
+                 uint8_t** host) {
+  Block& block = *w.block;
+  check_shared_bounds(w, exec, offset, n);
+  SharedCell* cells = block.shared_shadow.cells.data();
+  const bool atomic = access.kind == Kind::kAtomic || access.strong;
+  for_lanes(exec, [&](int l) {
+    const uint32_t thread = w.thread(l);
+    for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {
+      SharedCell& cell = cells[c];
+      if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
+        check_usable(w, l, offset[l], cell);
+      if (!(cell.flags() & SharedCell::kWritten)) {
+        w.fail(Trap::kUninitialized, l,
+               "read of " + shared_name(w, offset[l]) + ", which holds no defined value");
+      }
+      if (atomic && cell.flags() & SharedCell::kAtomic) {
+        if (access.kind == Kind::kAtomic) {
+          cell.write(block.ordering, thread, true);
+          cell.set(SharedCell::kAtomic);
+        }
+        return;
+      }
+      Conflict conflict = Conflict::kNone;
+      if (access.kind == Kind::kAtomic) {
+        conflict = cell.write_conflict(block.ordering, thread);
+        if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, true);
+        cell.write(block.ordering, thread, true);
+        cell.set(SharedCell::kAtomic);
+        return;
+      }
+      conflict = cell.read(block.ordering, thread);
+      if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, false);
+    });
+    host[l] = block.shared.data() + offset[l];
+  });
+}
+
+void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
+                  const uint8_t* values, uint32_t defined) {
+  Block& block = *w.block;
+  check_shared_bounds(w, exec, offset, n);
+  SharedCell* cells = block.shared_shadow.cells.data();
+  for_lanes(exec, [&](int l) {
+    const uint32_t thread = w.thread(l);
+    const uint8_t* value = values + 16 * l;
+    uint8_t* to = block.shared.data() + offset[l];
+    for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {
+      SharedCell& cell = cells[c];
+      if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
+        check_usable(w, l, offset[l], cell);
+      if (!(access.strong && cell.flags() & SharedCell::kAtomic)) {
+        const Conflict conflict = cell.write_conflict(block.ordering, thread);
+        if (conflict != Conflict::kNone) {
+          // Writing what is there already is no race.
+          const uint64_t shift = block.shared_shadow.shift;
+          const uint64_t from = std::max(c << shift, offset[l]);
+          const uint64_t end = std::min((c + 1) << shift, offset[l] + n);
+          const bool same =
+              conflict == Conflict::kWriteWrite && cell.flags() & SharedCell::kWritten &&
+              std::memcmp(block.shared.data() + from, value + (from - offset[l]), end - from) == 0;
+          if (!same) fail_shared(w, l, offset[l], cell, conflict, true);
+        }
+      }
+      cell.write(block.ordering, thread, defined >> l & 1);
+      if (access.strong) cell.set(SharedCell::kAtomic);
+    });
+    std::memcpy(to, value, n);
+  });
+}
+
+void reserve_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
+  Block& block = *w.block;
+  check_shared_bounds(w, exec, offset, n);
+  for_lanes(exec, [&](int l) {
+    const uint32_t thread = w.thread(l);
+    for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {
+      SharedCell& cell = block.shared_shadow.cells[c];
+      if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
+        check_usable(w, l, offset[l], cell);
+      const Conflict conflict = cell.write_conflict(block.ordering, thread);
+      if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, true);
+      cell.write(block.ordering, thread, false);
+      cell.set(SharedCell::kPending);
+    });
+  });
+}
+
+void land_copy(Warp& w, const Warp::Copy& copy) {
+  Block& block = *w.block;
+  for_cells(block.shared_shadow, copy.to, copy.bytes, [&](uint64_t c) {
+    block.shared_shadow.cells[c].write(block.ordering, w.thread(copy.lane), true);
+  });
+  std::memcpy(block.shared.data() + copy.to, copy.data, copy.bytes);
+}
+
+// ---- local memory -------------------------------------------------------------------------------
+
+namespace {
+
+void check_local_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
+  check_alignment(w, exec, offset, n);
+  const uint64_t size = w.block->launch->launch.kernel->local;
+  for_lanes(exec, [&](int l) {
+    if (offset[l] > size || offset[l] + n > size) {
+      w.fail(Trap::kOutOfBounds, l,
+             bytes_text(n) + " at local address " + hex(offset[l]) + "; a thread has " +
+                 bytes_text(static_cast<uint32_t>(size)));
+    }
+  });
+}
+
+}  // namespace
+
+void read_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint8_t** host) {
+  check_local_bounds(w, exec, offset, n);
+  const size_t size = w.block->launch->launch.kernel->local;
+  for_lanes(exec, [&](int l) {
+    const size_t at = static_cast<size_t>(l) * size + offset[l];
+    for (uint32_t i = 0; i < n; ++i) {
+      if (!w.local_written[at + i]) {
+        w.fail(Trap::kUninitialized, l,
+               "read of local address " + hex(offset[l]) + ", which holds no defined value");
+      }
+    }
+    host[l] = w.local + at;
+  });
+}
+
+void write_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, const uint8_t* values,
+                 uint32_t defined) {
+  check_local_bounds(w, exec, offset, n);
+  const size_t size = w.block->launch->launch.kernel->local;
+  for_lanes(exec, [&](int l) {
+    const size_t at = static_cast<size_t>(l) * size + offset[l];
+    std::memcpy(w.local + at, values + 16 * l, n);
+    std::fill(w.local_written + at, w.local_written + at + n, uint8_t(defined >> l & 1));
+  });
+}
+
+}  // namespace effnet_fast::ptx

@@ -1,0 +1,74 @@
+// Global memory of one device: guarded, poisoned allocations at addresses that are never used
+// twice.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "fault.h"
+
+namespace effnet_fast::ptx {
+
+// Device addresses are not host addresses: a kernel cannot reach the host by accident, and a stale
+// pointer never lands in a newer allocation. Bytes and shadows are mapped lazily, so an allocation
+// of many GB costs what is touched of it.
+struct Allocation {
+  uint64_t base = 0;  // 256-byte aligned and no more
+  size_t bytes = 0;
+  bool alive = true;
+  uint8_t* data = nullptr;
+  uint8_t* written = nullptr;  // one bit a byte: has it ever been written
+  bool all_written = false;    // no need to look at `written`
+  bool variable = false;       // of a module: no launch declares it
+  Allocation(uint64_t base, size_t bytes);
+  ~Allocation();
+  Allocation(const Allocation&) = delete;
+  Allocation& operator=(const Allocation&) = delete;
+
+  bool holds(uint64_t address, size_t n) const {
+    return address >= base && n <= bytes && address - base <= bytes - n;
+  }
+  void mark_written(size_t offset, size_t n);
+};
+
+class Memory {
+ public:
+  explicit Memory(size_t capacity) : capacity_(capacity) {}
+
+  // A new allocation, all of it unwritten, or 0 when the capacity is used up. bytes > 0.
+  uint64_t allocate(size_t bytes);
+  // False when `base` is not the start of a live allocation.
+  bool free(uint64_t base);
+  // The live allocation that holds the address, or null.
+  Allocation* find(uint64_t address);
+  // "no allocation", "freed allocation of 64 bytes", "12 bytes past the end of ...", for messages.
+  std::string describe(uint64_t address, size_t n);
+
+  // Host access. Throw Fault(kOutOfBounds) before any byte moves.
+  void write(uint64_t dst, const void* src, size_t n);
+  void read(void* dst, uint64_t src, size_t n);
+  void copy(uint64_t dst, uint64_t src, size_t n);  // what was unwritten stays unwritten
+  // `count` elements of `width` (1, 2 or 4) bytes, `pitch` 0.
+  void fill(uint64_t dst, uint32_t value, size_t width, size_t count);
+  // Overwrites with 0xFF and makes it unwritten: arena reuse between two uses of a buffer.
+  void poison(uint64_t dst, size_t n);
+
+  size_t capacity() const { return capacity_; }
+  size_t in_use() const { return in_use_; }
+
+ private:
+  Allocation& require(uint64_t address, size_t n, const char* what);
+
+  std::mutex mutex_;
+  std::map<uint64_t, std::unique_ptr<Allocation>> allocations_;  // live and freed, by base
+  uint64_t next_ = uint64_t{0x7} << 44;
+  size_t capacity_;
+  size_t in_use_ = 0;
+};
+
+}  // namespace effnet_fast::ptx

@@ -1,0 +1,583 @@
+// float32 and float64 arithmetic, and the approximate instructions.
+#include <cfenv>
+
+#include "decode.h"
+#include "floats.h"
+#include "launch_state.h"
+
+namespace effnet_fast::ptx {
+namespace {
+
+// ---- nearest even -------------------------------------------------------------------------------
+
+struct Add {
+  template <class T>
+  static T f(T a, T b) {
+    return a + b;
+  }
+};
+struct Sub {
+  template <class T>
+  static T f(T a, T b) {
+    return a - b;
+  }
+};
+struct Mul {
+  template <class T>
+  static T f(T a, T b) {
+    return a * b;
+  }
+};
+struct Div {
+  template <class T>
+  static T f(T a, T b) {
+    return a / b;
+  }
+};
+struct Fma {
+  template <class T>
+  static T f(T a, T b, T c) {
+    return std::fma(a, b, c);
+  }
+};
+struct Rcp {
+  template <class T>
+  static T f(T a) {
+    return T{1} / a;
+  }
+};
+struct Sqrt {
+  template <class T>
+  static T f(T a) {
+    return std::sqrt(a);
+  }
+};
+
+// The frame around an operation: flush what goes in, then what comes out, saturate.
+template <class Op, bool ftz, bool sat>
+struct Framed {
+  template <class T>
+  static T in(T x) {
+    if constexpr (ftz && sizeof(T) == 4) return flush(x);
+    return x;
+  }
+  template <class T>
+  static T out(T x) {
+    if constexpr (ftz && sizeof(T) == 4) x = flush(x);
+    if constexpr (sat) return saturate_unit(x);
+    return canonical(x);
+  }
+  template <class T>
+  static T f(T a) {
+    return out(Op::f(in(a)));
+  }
+  template <class T>
+  static T f(T a, T b) {
+    return out(Op::f(in(a), in(b)));
+  }
+  template <class T>
+  static T f(T a, T b, T c) {
+    return out(Op::f(in(a), in(b), in(c)));
+  }
+};
+
+enum Flags : uint16_t { kFtz = 2, kSat = 4, kNaN = 8, kXorSign = 16 };
+
+template <class Op, class T, int arity>
+Handler framed(uint16_t flags) {
+  const auto handler = [](auto frame) -> Handler {
+    using F = decltype(frame);
+    if constexpr (arity == 1)
+      return map1<F, T, T>;
+    else if constexpr (arity == 2)
+      return map2<F, T, T>;
+    else
+      return map3<F, T, T>;
+  };
+  if (flags & kFtz) {
+    return flags & kSat ? handler(Framed<Op, true, true>()) : handler(Framed<Op, true, false>());
+  }
+  return flags & kSat ? handler(Framed<Op, false, true>()) : handler(Framed<Op, false, false>());
+}
+
+// ---- the other directions -----------------------------------------------------------------------
+
+enum Operation : uint8_t { kAdd, kSub, kMul, kDiv, kFma, kRcp, kSqrt };
+
+class Direction {
+ public:
+  explicit Direction(int mode) : before_(std::fegetround()) { std::fesetround(mode); }
+  ~Direction() { std::fesetround(before_); }
+
+ private:
+  int before_;
+};
+
+// Volatile: the compiler must not move an operation out of its rounding mode.
+template <class T>
+T directed_value(uint8_t operation, T x, T y, T z) {
+  volatile T a = x, b = y, c = z, r = 0;
+  switch (operation) {
+    case kAdd:
+      r = a + b;
+      break;
+    case kSub:
+      r = a - b;
+      break;
+    case kMul:
+      r = a * b;
+      break;
+    case kDiv:
+      r = a / b;
+      break;
+    case kFma:
+      r = std::fma(a, b, c);
+      break;
+    case kRcp:
+      r = T{1} / a;
+      break;
+    default:
+      r = std::sqrt(a);
+      break;
+  }
+  return r;
+}
+
+template <class T>
+void directed(Warp& w, const Instr& in, uint32_t exec) {
+  const uint8_t operation = in.mode & 7;
+  const int arity = operation == kFma ? 3 : operation >= kRcp ? 1 : 2;
+  const T* a = w.row<T>(in.a);
+  const T* b = arity > 1 ? w.row<T>(in.b) : a;
+  const T* c = arity > 2 ? w.row<T>(in.c) : a;
+  T result[kLanes] = {};
+  {
+    const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
+    const Direction direction(modes[in.mode >> 3]);
+    for (int l = 0; l < kLanes; ++l) {
+      T x = a[l], y = b[l], z = c[l];
+      if constexpr (sizeof(T) == 4) {
+        if (in.flags & kFtz) x = flush(x), y = flush(y), z = flush(z);
+      }
+      T r = directed_value(operation, x, y, z);
+      if constexpr (sizeof(T) == 4) {
+        if (in.flags & kFtz) r = flush(r);
+      }
+      result[l] = in.flags & kSat ? saturate_unit(r) : canonical(r);
+    }
+  }
+  w.write(in.d, result, exec);
+  uint32_t sources = w.is_defined(in.a);
+  if (arity > 1) sources &= w.is_defined(in.b);
+  if (arity > 2) sources &= w.is_defined(in.c);
+  w.define(in.d, exec, sources);
+}
+
+// ---- signs, min and max -------------------------------------------------------------------------
+
+template <class T>
+struct Abs {
+  static T f(T a) { return a & static_cast<T>(~(T{1} << (8 * sizeof(T) - 1))); }
+};
+template <class T>
+struct Neg {
+  static T f(T a) { return a ^ (T{1} << (8 * sizeof(T) - 1)); }
+};
+struct AbsFtz {
+  static float f(float a) { return std::fabs(flush(a)); }
+};
+struct NegFtz {
+  static float f(float a) { return -flush(a); }
+};
+template <class T>
+struct Copysign {
+  static T f(T a, T b) { return std::copysign(b, a); }
+};
+
+template <bool max, bool ftz, bool nan, bool xorsign>
+struct MinMax {
+  template <class T>
+  static T f(T a, T b) {
+    if constexpr (ftz && sizeof(T) == 4) a = flush(a), b = flush(b);
+    const bool negative = std::signbit(a) != std::signbit(b);
+    if constexpr (xorsign) a = std::fabs(a), b = std::fabs(b);
+    T r = max ? float_max(a, b) : float_min(a, b);
+    if constexpr (nan) r = a != a || b != b ? canonical(a + b) : r;
+    if constexpr (xorsign) r = negative ? -r : r;
+    return r == r ? r : canonical(r);
+  }
+};
+
+template <class T, bool max>
+Handler min_max(uint16_t flags) {
+  switch (flags & (kFtz | kNaN | kXorSign)) {
+    case 0:
+      return map2<MinMax<max, false, false, false>, T, T>;
+    case kFtz:
+      return map2<MinMax<max, true, false, false>, T, T>;
+    case kNaN:
+      return map2<MinMax<max, false, true, false>, T, T>;
+    case kFtz | kNaN:
+      return map2<MinMax<max, true, true, false>, T, T>;
+    case kXorSign:
+      return map2<MinMax<max, false, false, true>, T, T>;
+    case kFtz | kXorSign:
+      return map2<MinMax<max, true, false, true>, T, T>;
+    case kNaN | kXorSign:
+      return map2<MinMax<max, false, true, true>, T, T>;
+    default:
+      return map2<MinMax<max, true, true, true>, T, T>;
+  }
+}
+
+// ---- approximations -----------------------------------------------------------------------------
+//
+// The exact value, moved by up to what the PTX ISA documents as the error, in a direction and by an
+// amount that depend on operand, instruction and seed. kEps is what rounding to float32 adds.
+
+constexpr double kEps = 0x1p-24;
+
+// 2^x for |x| < 2000 within 2^-45, in a form that vectorises: 2^n by its bits, 2^f by a polynomial.
+double exp2_fast(double x) {
+  const double n = std::nearbyint(x);
+  const double y = (x - n) * 0.693147180559945309417;
+  double p = 1.0 / 479001600.0;
+  p = p * y + 1.0 / 39916800.0;
+  p = p * y + 1.0 / 3628800.0;
+  p = p * y + 1.0 / 362880.0;
+  p = p * y + 1.0 / 40320.0;
+  p = p * y + 1.0 / 5040.0;
+  p = p * y + 1.0 / 720.0;
+  p = p * y + 1.0 / 120.0;
+  p = p * y + 1.0 / 24.0;
+  p = p * y + 1.0 / 6.0;
+  p = p * y + 0.5;
+  p = p * y + 1.0;
+  p = p * y + 1.0;
+  return p * bit_cast<double>(static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52);
+}
+
+struct Ex2 {
+  static constexpr double relative = 2 * 0x1p-23, absolute = 0;  // 2 ulp
+  static double f(double x) { return exp2_fast(x < -1000.0 ? -1000.0 : x > 1000.0 ? 1000.0 : x); }
+  // Where the ISA's table has an exact entry.
+  static bool exact(double x) { return x == 0.0 || std::isinf(x); }
+};
+struct RcpApprox {
+  static constexpr double relative = 0x1p-23, absolute = 0;  // 1 ulp
+  static double f(double x) { return 1.0 / x; }
+  static bool exact(double x) { return x == 0.0 || std::isinf(x); }
+};
+struct SqrtApprox {
+  static constexpr double relative = 0x1p-23, absolute = 0;
+  static double f(double x) { return std::sqrt(x); }
+  static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
+};
+struct Rsqrt {
+  static constexpr double relative = 0x1.125p-23, absolute = 0;  // 2^-22.9
+  static double f(double x) { return 1.0 / std::sqrt(x); }
+  static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
+};
+struct Lg2 {
+  // 2^-22 absolute between 0.5 and 2, relative elsewhere, where |log2| > 1
+  static constexpr double relative = 0, absolute = 0x1p-22;
+  static double f(double x) { return std::log2(x); }
+  static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
+};
+struct Sin {
+  static constexpr double relative = 0, absolute = 0x1.6A09E6p-21;  // 2^-20.5 for |x| <= 2 pi
+  static double f(double x) { return std::sin(x); }
+  static bool exact(double x) { return x == 0.0 || !std::isfinite(x); }
+};
+struct Cos {
+  static constexpr double relative = 0, absolute = 0x1.6A09E6p-21;
+  static double f(double x) { return std::cos(x); }
+  static bool exact(double x) { return x == 0.0 || !std::isfinite(x); }
+};
+struct Tanh {
+  static constexpr double relative = 0x1p-11, absolute = 0;
+  static double f(double x) { return std::tanh(x); }
+  static bool exact(double x) { return x == 0.0 || std::isinf(x); }
+};
+
+template <class Op>
+float approximate(float x, double amount, bool ftz) {
+  if (ftz) x = flush(x);
+  const double wide = x, exact = Op::f(wide);
+  double y = exact;
+  if (!Op::exact(wide)) {
+    y += amount * (exact * (Op::relative ? Op::relative - kEps : 0.0) +
+                   (Op::absolute ? (Op::absolute - kEps) * std::fmax(1.0, std::fabs(exact)) : 0.0));
+  }
+  // sin and cos and tanh stay within their range
+  if constexpr (std::is_same_v<Op, Sin> || std::is_same_v<Op, Cos> || std::is_same_v<Op, Tanh>) {
+    y = std::fmax(-1.0, std::fmin(1.0, y));
+  }
+  const float result = static_cast<float>(y);
+  return canonical(ftz ? flush(result) : result);
+}
+
+template <class Op, bool ftz>
+void approximation(Warp& w, const Instr& in, uint32_t exec) {
+  const float* a = w.row<float>(in.a);
+  double amount[kLanes];
+  error_amounts(w, w.row<uint32_t>(in.a), amount);
+  float result[kLanes];
+  for (int l = 0; l < kLanes; ++l) result[l] = approximate<Op>(a[l], amount[l], ftz);
+  w.write(in.d, result, exec);
+  w.define(in.d, exec, w.is_defined(in.a));
+}
+
+// Division within 2 ulp: .approx is 0 for divisors of 2^126 and more, .full is right everywhere.
+template <bool ftz, bool full>
+void approximate_division(Warp& w, const Instr& in, uint32_t exec) {
+  const float *a = w.row<float>(in.a), *b = w.row<float>(in.b);
+  uint32_t both[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    both[l] = bit_cast<uint32_t>(a[l]) ^ bit_cast<uint32_t>(b[l]) * 0x9E3779B9u;
+  }
+  double amount[kLanes];
+  error_amounts(w, both, amount);
+  float result[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    float x = a[l], y = b[l];
+    if (ftz) x = flush(x), y = flush(y);
+    double quotient = static_cast<double>(x) / static_cast<double>(y);
+    quotient += quotient == 0.0 || !std::isfinite(quotient)
+                    ? 0.0
+                    : amount[l] * quotient * (2 * 0x1p-23 - kEps);
+    if (!full && std::fabs(y) > 0x1p126f && std::isfinite(y)) {
+      quotient =
+          std::isinf(x) ? std::numeric_limits<double>::quiet_NaN() : std::copysign(0.0, quotient);
+    }
+    const float r = static_cast<float>(quotient);
+    result[l] = canonical(ftz ? flush(r) : r);
+  }
+  w.write(in.d, result, exec);
+  w.define(in.d, exec, w.is_defined(in.a) & w.is_defined(in.b));
+}
+
+// float64's only approximations: 20 or so bits, denormals flushed.
+template <bool root>
+void approximate_double(Warp& w, const Instr& in, uint32_t exec) {
+  const double* a = w.row<double>(in.a);
+  uint32_t high[kLanes];
+  for (int l = 0; l < kLanes; ++l) high[l] = static_cast<uint32_t>(bit_cast<uint64_t>(a[l]) >> 32);
+  double amount[kLanes];
+  error_amounts(w, high, amount);
+  double result[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    const double x =
+        std::fabs(a[l]) < std::numeric_limits<double>::min() ? std::copysign(0.0, a[l]) : a[l];
+    const double y = root ? 1.0 / std::sqrt(x) : 1.0 / x;
+    const double moved = std::isfinite(y) && y != 0.0 ? y * (1.0 + amount[l] * 0x1p-20) : y;
+    result[l] = canonical(
+        std::fabs(moved) < std::numeric_limits<double>::min() ? std::copysign(0.0, moved) : moved);
+  }
+  w.write(in.d, result, exec);
+  w.define(in.d, exec, w.is_defined(in.a));
+}
+
+// ---- tests --------------------------------------------------------------------------------------
+
+template <class T>
+void testp(Warp& w, const Instr& in, uint32_t exec) {
+  const T* a = w.row<T>(in.a);
+  uint32_t holds = 0;
+  for (int l = 0; l < kLanes; ++l) {
+    const T x = a[l];
+    bool is = false;
+    switch (in.mode) {
+      case 0:
+        is = std::isfinite(x);
+        break;
+      case 1:
+        is = std::isinf(x);
+        break;
+      case 2:
+        is = !std::isnan(x);
+        break;
+      case 3:
+        is = std::isnan(x);
+        break;
+      case 4:
+        is = std::isnormal(x);
+        break;
+      default:
+        is = std::fpclassify(x) == FP_SUBNORMAL;
+        break;
+    }
+    holds |= uint32_t{is} << l;
+  }
+  w.write_predicate(in.d, holds, exec);
+  w.define(in.d, exec, w.is_defined(in.a));
+}
+
+// ---- rules --------------------------------------------------------------------------------------
+
+bool is_float(Type t) { return t == Type::kF32 || t == Type::kF64; }
+
+void operands(Decoder& d, Instr& in, Type t, size_t sources) {
+  d.expect(sources + 1, sources + 1);
+  in.d = d.destination(0, t);
+  in.a = d.source(1, t);
+  if (sources > 1) in.b = d.source(2, t);
+  if (sources > 2) in.c = d.source(3, t);
+}
+
+uint16_t common_flags(Decoder& d, Type t) {
+  uint16_t flags = 0;
+  if (t == Type::kF32 && d.take("ftz")) flags |= kFtz;
+  if (t == Type::kF32 && d.take("sat")) flags |= kSat;
+  return flags;
+}
+
+int rounding(Decoder& d) { return d.take_one_of({"rn", "rz", "rm", "rp"}); }
+
+template <class Op, int arity>
+void arithmetic(Decoder& d, Instr& in, Operation operation) {
+  const Type t = d.type_if_any();
+  if (!is_float(t)) return;
+  in.flags = common_flags(d, t);
+  const int mode = rounding(d);
+  operands(d, in, t, arity);
+  if (mode <= 0) {
+    in.run =
+        t == Type::kF32 ? framed<Op, float, arity>(in.flags) : framed<Op, double, arity>(in.flags);
+  } else {
+    in.mode = static_cast<uint8_t>(operation | mode << 3);
+    in.run = t == Type::kF32 ? directed<float> : directed<double>;
+  }
+  if (t == Type::kF64) in.kind = Class::kDouble;
+}
+
+void add_rule(Decoder& d, Instr& in) { arithmetic<Add, 2>(d, in, kAdd); }
+void sub_rule(Decoder& d, Instr& in) { arithmetic<Sub, 2>(d, in, kSub); }
+void mul_rule(Decoder& d, Instr& in) { arithmetic<Mul, 2>(d, in, kMul); }
+void fma_rule(Decoder& d, Instr& in) { arithmetic<Fma, 3>(d, in, kFma); }
+
+void div_rule(Decoder& d, Instr& in) {
+  const int how = d.take_one_of({"approx", "full"});
+  if (how < 0) {
+    arithmetic<Div, 2>(d, in, kDiv);
+    if (in.kind == Class::kCount) in.kind = Class::kSpecial;
+    return;
+  }
+  const Type t = d.type_if_any();
+  if (t != Type::kF32) return;
+  const bool ftz = d.take("ftz");
+  operands(d, in, t, 2);
+  in.run = how == 1
+               ? (ftz ? approximate_division<true, true> : approximate_division<false, true>)
+               : (ftz ? approximate_division<true, false> : approximate_division<false, false>);
+}
+
+template <class Op>
+Handler approximate_handler(bool ftz) {
+  return ftz ? approximation<Op, true> : approximation<Op, false>;
+}
+
+void special_rule(Decoder& d, Instr& in) {
+  const std::string& base = d.base();
+  const bool approx = d.take("approx");
+  if (!approx) {
+    if (base == "rcp") arithmetic<Rcp, 1>(d, in, kRcp);
+    if (base == "sqrt") arithmetic<Sqrt, 1>(d, in, kSqrt);
+    return;
+  }
+  const Type t = d.type_if_any();
+  if (!is_float(t)) return;
+  const bool ftz = d.take("ftz");
+  operands(d, in, t, 1);
+  if (t == Type::kF64) {
+    if (!ftz) return;
+    in.kind = Class::kDouble;
+    if (base == "rcp") in.run = approximate_double<false>;
+    if (base == "rsqrt") in.run = approximate_double<true>;
+    return;
+  }
+  in.run = base == "ex2"            ? approximate_handler<Ex2>(ftz)
+           : base == "rcp"          ? approximate_handler<RcpApprox>(ftz)
+           : base == "sqrt"         ? approximate_handler<SqrtApprox>(ftz)
+           : base == "rsqrt"        ? approximate_handler<Rsqrt>(ftz)
+           : base == "lg2"          ? approximate_handler<Lg2>(ftz)
+           : base == "sin"          ? approximate_handler<Sin>(ftz)
+           : base == "cos"          ? approximate_handler<Cos>(ftz)
+           : base == "tanh" && !ftz ? approximate_handler<Tanh>(false)
+                                    : nullptr;
+}
+
+void sign_rule(Decoder& d, Instr& in) {
+  const Type t = d.type_if_any();
+  if (!is_float(t)) return;
+  const bool ftz = t == Type::kF32 && d.take("ftz"), abs = d.base() == "abs";
+  operands(d, in, t, 1);
+  if (ftz) {
+    in.run = abs ? map1<AbsFtz, float, float> : map1<NegFtz, float, float>;
+  } else if (t == Type::kF32) {
+    in.run =
+        abs ? map1<Abs<uint32_t>, uint32_t, uint32_t> : map1<Neg<uint32_t>, uint32_t, uint32_t>;
+  } else {
+    in.run =
+        abs ? map1<Abs<uint64_t>, uint64_t, uint64_t> : map1<Neg<uint64_t>, uint64_t, uint64_t>;
+  }
+}
+
+void min_max_rule(Decoder& d, Instr& in) {
+  const Type t = d.type_if_any();
+  if (!is_float(t)) return;
+  uint16_t flags = 0;
+  if (t == Type::kF32) {
+    if (d.take("ftz")) flags |= kFtz;
+    if (d.take("NaN")) flags |= kNaN;
+    if (d.take("xorsign")) {
+      if (!d.take("abs")) d.unknown(".xorsign without .abs");
+      flags |= kXorSign;
+    }
+  }
+  operands(d, in, t, 2);
+  const bool max = d.base() == "max";
+  in.run = t == Type::kF32 ? (max ? min_max<float, true>(flags) : min_max<float, false>(flags))
+                           : (max ? min_max<double, true>(flags) : min_max<double, false>(flags));
+  if (t == Type::kF64) in.kind = Class::kDouble;
+}
+
+void copysign_rule(Decoder& d, Instr& in) {
+  const Type t = d.type_if_any();
+  if (!is_float(t)) return;
+  operands(d, in, t, 2);
+  in.run = t == Type::kF32 ? map2<Copysign<float>, float, float>
+                           : map2<Copysign<double>, double, double>;
+}
+
+void testp_rule(Decoder& d, Instr& in) {
+  const int test =
+      d.take_one_of({"finite", "infinite", "number", "notanumber", "normal", "subnormal"});
+  const Type t = d.type_if_any();
+  if (test < 0 || !is_float(t)) return;
+  d.expect(2, 2);
+  in.d = d.destination(0, 1);
+  in.a = d.source(1, t);
+  in.mode = static_cast<uint8_t>(test);
+  in.run = t == Type::kF32 ? testp<float> : testp<double>;
+}
+
+}  // namespace
+
+std::vector<RuleEntry> float_rules() {
+  const Class f = Class::kFloat, s = Class::kSpecial;
+  return {
+      {"add", add_rule, f},           {"sub", sub_rule, f},
+      {"mul", mul_rule, f},           {"fma", fma_rule, f},
+      {"mad", fma_rule, f},           {"div", div_rule, s},
+      {"rcp", special_rule, s},       {"sqrt", special_rule, s},
+      {"rsqrt", special_rule, s},     {"ex2", special_rule, s},
+      {"lg2", special_rule, s},       {"sin", special_rule, s},
+      {"cos", special_rule, s},       {"tanh", special_rule, s},
+      {"abs", sign_rule, f},          {"neg", sign_rule, f},
+      {"min", min_max_rule, f},       {"max", min_max_rule, f},
+      {"copysign", copysign_rule, f}, {"testp", testp_rule, Class::kCompare},
+  };
+}
+
+}  // namespace effnet_fast::ptx

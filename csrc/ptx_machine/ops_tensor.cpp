@@ -1,0 +1,162 @@
+// mma.sync: products of small matrices held by the lanes of a warp.
+#include <algorithm>
+
+#include "decode.h"
+#include "floats.h"
+#include "launch_state.h"
+
+namespace effnet_fast::ptx {
+namespace {
+
+// Where an element is: lane 4 g + t holds, of A (16 x K) in register i, rows g and g + 8 and
+// columns 2t, 2t + 1 (halves) or t (tf32), the upper half of K in the registers from the third on;
+// of B (K x 8) column g; of C and D (16 x 8) rows g and g + 8, columns 2t and 2t + 1. in.count:
+// input type, in.mode: K, in.target: accumulator type.
+template <class F>
+float element(uint32_t bits, int e, F convert) {
+  return convert(static_cast<uint16_t>(bits >> (16 * e)));
+}
+
+void multiply(Warp& w, const Instr& in, uint32_t exec) {
+  if (exec != kAllLanes) {
+    w.fail(Trap::kDivergentBarrier, __builtin_ctz(exec), "not all 32 threads of the warp are here");
+  }
+  const auto type = static_cast<Type>(in.count), accumulator = static_cast<Type>(in.target);
+  const int k = in.mode;
+  const bool tf32 = type == Type::kTf32;
+  const int per_register = tf32 ? 1 : 2;
+  const int a_count = 16 * k / 32 / per_register, b_count = 8 * k / 32 / per_register;
+  const int c_count = accumulator == Type::kF32 ? 4 : 2;
+  const Ref* d = &w.block->launch->program.lists[in.list];
+  const Ref *a = d + c_count, *b = a + a_count, *c = b + b_count;
+
+  float ma[16][16], mb[16][8], mc[16][8];
+  uint32_t defined = kAllLanes;
+  const auto convert = [&](uint16_t bits) {
+    return type == Type::kF16 ? half_to_float(bits) : bfloat_to_float(bits);
+  };
+  // tf32 has 10 bits of mantissa: the hardware does not look at the rest.
+  const auto truncate = [](uint32_t bits) { return bit_cast<float>(bits & ~uint32_t{0x1FFF}); };
+  for (int i = 0; i < a_count; ++i) {
+    const auto* row = w.row<uint32_t>(a[i]);
+    defined &= w.is_defined(a[i]);
+    for (int l = 0; l < kLanes; ++l) {
+      const int g = l / 4 + 8 * (i & 1), t = l % 4;
+      if (tf32) {
+        ma[g][t + 4 * (i >> 1)] = truncate(row[l]);
+      } else {
+        for (int e = 0; e < 2; ++e) ma[g][2 * t + e + 8 * (i >> 1)] = element(row[l], e, convert);
+      }
+    }
+  }
+  for (int i = 0; i < b_count; ++i) {
+    const auto* row = w.row<uint32_t>(b[i]);
+    defined &= w.is_defined(b[i]);
+    for (int l = 0; l < kLanes; ++l) {
+      const int g = l / 4, t = l % 4;
+      if (tf32) {
+        mb[t + 4 * i][g] = truncate(row[l]);
+      } else {
+        for (int e = 0; e < 2; ++e) mb[2 * t + e + 8 * i][g] = element(row[l], e, convert);
+      }
+    }
+  }
+  for (int i = 0; i < c_count; ++i) {
+    const auto* row = w.row<uint32_t>(c[i]);
+    defined &= w.is_defined(c[i]);
+    for (int l = 0; l < kLanes; ++l) {
+      const int g = l / 4, t = l % 4;
+      if (c_count == 4) {
+        mc[g + 8 * (i >> 1)][2 * t + (i & 1)] = bit_cast<float>(row[l]);
+      } else {
+        for (int e = 0; e < 2; ++e) mc[g + 8 * i][2 * t + e] = element(row[l], e, half_to_float);
+      }
+    }
+  }
+  // Products are exact in float32 but for tf32's, whose 22 bits are too. How hardware rounds their
+  // sum is not documented: here after every product.
+  for (int m = 0; m < 16; ++m) {
+    for (int i = 0; i < k; ++i) {
+      for (int n = 0; n < 8; ++n) mc[m][n] = std::fma(ma[m][i], mb[i][n], mc[m][n]);
+    }
+  }
+  for (int i = 0; i < c_count; ++i) {
+    uint32_t result[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const int g = l / 4, t = l % 4;
+      if (c_count == 4) {
+        result[l] = bit_cast<uint32_t>(canonical(mc[g + 8 * (i >> 1)][2 * t + (i & 1)]));
+      } else {
+        result[l] = uint32_t{float_to_half(mc[g + 8 * i][2 * t + 1])} << 16 |
+                    float_to_half(mc[g + 8 * i][2 * t]);
+      }
+    }
+    w.write(d[i], result, exec);
+    w.define(d[i], exec, defined == kAllLanes ? kAllLanes : 0);
+  }
+}
+
+void mma_rule(Decoder& d, Instr& in) {
+  if (!d.take("sync") || !d.take("aligned")) return;
+  const int shape = d.take_one_of({"m16n8k16", "m16n8k8", "m16n8k4"});
+  if (shape < 0 || !d.take("row") || !d.take("col")) return;
+  const Type td = d.type(), ta = d.type(), tb = d.type(), tc = d.type();
+  const int k = 16 >> shape;
+  const bool half = ta == Type::kF16, bfloat = ta == Type::kBf16, tf32 = ta == Type::kTf32;
+  if (ta != tb || td != tc || !(half || bfloat || tf32)) return;
+  if (td != Type::kF32 && !(half && td == Type::kF16)) return;
+  if (tf32 ? k == 16 : k == 4) return;
+  d.expect(4, 4);
+  const size_t counts[] = {td == Type::kF32 ? 4u : 2u, static_cast<size_t>(tf32 ? k / 2 : k / 4),
+                           static_cast<size_t>(tf32 ? k / 4 : k / 8), td == Type::kF32 ? 4u : 2u};
+  std::vector<Ref> refs;
+  for (size_t i = 0; i < 4; ++i) {
+    const std::vector<Operand> parts = d.parts(i);
+    if (parts.size() != counts[i]) d.unknown("the number of registers is not that of its shape");
+    for (const Operand& p : parts) {
+      refs.push_back(i == 0 ? d.destination(p, 32) : d.source(p, 32, i == 3 ? td : Type::kNone));
+    }
+  }
+  in.list = d.list(refs);
+  in.count = static_cast<uint8_t>(ta);
+  in.mode = static_cast<uint8_t>(k);
+  in.target = static_cast<uint32_t>(td);
+  in.run = multiply;
+}
+
+// A matrix of 8 x 8 halves, transposed across the warp.
+void move_matrix(Warp& w, const Instr& in, uint32_t exec) {
+  if (exec != kAllLanes) {
+    w.fail(Trap::kDivergentBarrier, __builtin_ctz(exec), "not all 32 threads of the warp are here");
+  }
+  const auto* a = w.row<uint32_t>(in.a);
+  uint32_t result[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    result[l] = 0;
+    for (int e = 0; e < 2; ++e) {
+      const int row = 2 * (l % 4) + e, column = l / 4;  // of the source
+      const uint32_t pair = a[4 * row + column / 2];
+      result[l] |= (pair >> (16 * (column % 2)) & 0xFFFF) << (16 * e);
+    }
+  }
+  const bool defined = w.is_defined(in.a) == kAllLanes;
+  w.write(in.d, result, exec);
+  w.define(in.d, exec, defined ? kAllLanes : 0);
+}
+
+void movmatrix_rule(Decoder& d, Instr& in) {
+  if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8") || !d.take("trans")) return;
+  if (d.type() != Type::kB16) return;
+  d.expect(2, 2);
+  in.d = d.destination(0, 32);
+  in.a = d.source(1, 32);
+  in.run = move_matrix;
+}
+
+}  // namespace
+
+std::vector<RuleEntry> tensor_rules() {
+  return {{"mma", mma_rule, Class::kTensor}, {"movmatrix", movmatrix_rule, Class::kTensor}};
+}
+
+}  // namespace effnet_fast::ptx

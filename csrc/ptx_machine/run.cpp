@@ -1,0 +1,606 @@
+// Running a launch: blocks over host threads, warps of a block in turn, lanes in lockstep.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "lanes.h"
+#include "launch_state.h"
+
+namespace effnet_fast::ptx {
+namespace {
+
+// Instructions after which another warp has its turn: a warp that waits for another one in a loop
+// must not wait for ever.
+constexpr uint64_t kTurn = 20000;
+
+std::string coordinates(uint64_t linear, const Dim3& size) {
+  return "(" + std::to_string(linear % size.x) + ", " + std::to_string(linear / size.x % size.y) +
+         ", " + std::to_string(linear / (uint64_t{size.x} * size.y)) + ")";
+}
+
+std::string lanes_text(const Warp& w, uint32_t lanes) {
+  const int first = __builtin_ctz(lanes), more = __builtin_popcount(lanes) - 1;
+  return "thread " + w.block->describe_thread(w.thread(first)) +
+         (more ? " and " + std::to_string(more) + " more" : "");
+}
+
+std::string place(const Program& program, uint32_t pc) {
+  const Program::Source& source = program.source[pc];
+  return "PTX line " + std::to_string(source.line) + " \"" + source.text + "\"" +
+         (source.location.empty() ? "" : " (" + source.location + ")");
+}
+
+}  // namespace
+
+const char* trap_name(Trap trap) {
+  switch (trap) {
+    case Trap::kOutOfBounds:
+      return "out of bounds";
+    case Trap::kUndeclared:
+      return "undeclared access";
+    case Trap::kMisaligned:
+      return "misaligned";
+    case Trap::kUninitialized:
+      return "uninitialized";
+    case Trap::kSharedRace:
+      return "shared race";
+    case Trap::kGlobalRace:
+      return "global race";
+    case Trap::kAsyncCopy:
+      return "missing cp.async wait";
+    case Trap::kDivergentBarrier:
+      return "divergent barrier";
+    case Trap::kUnknownOpcode:
+      return "unknown opcode";
+    case Trap::kEndlessLoop:
+      return "endless loop";
+    case Trap::kDeviceTrap:
+      return "device trap";
+  }
+  return "fault";
+}
+
+LazyMemory::LazyMemory(size_t bytes) : bytes_(std::max<size_t>(bytes, 1)) {
+  data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+               -1, 0);
+  if (data_ == MAP_FAILED) {
+    data_ = nullptr;
+    throw std::bad_alloc();
+  }
+}
+
+LazyMemory::~LazyMemory() {
+  if (data_) munmap(data_, bytes_);
+}
+
+void Publication::publish(uint64_t address, uint32_t serial, const Clocks& clocks,
+                          const Known& known) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Known& here = at_[address];
+  const auto add = [&](uint32_t block, const Clocks& its) {
+    Clocks& merged = here[block];
+    for (uint32_t i = 0; i < kMaxWarps; ++i) merged.of[i] = std::max(merged.of[i], its.of[i]);
+  };
+  add(serial, clocks);
+  for (const auto& [block, its] : known) add(block, its);
+}
+
+void Publication::learn(uint64_t address, Known& known) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto here = at_.find(address);
+  if (here == at_.end()) return;
+  for (const auto& [block, its] : here->second) {
+    Clocks& merged = known[block];
+    for (uint32_t i = 0; i < kMaxWarps; ++i) merged.of[i] = std::max(merged.of[i], its.of[i]);
+  }
+}
+
+void error_amounts(const Warp& warp, const uint32_t* values, double* amounts) {
+  const Options& options = warp.block->launch->options;
+  if (options.exact_approximations) {
+    std::fill(amounts, amounts + kLanes, 0.0);
+    return;
+  }
+  const uint64_t salt = mix(options.seed ^ uint64_t{warp.pc} << 32);
+  for (int l = 0; l < kLanes; ++l) {
+    amounts[l] = static_cast<double>(static_cast<int64_t>(mix(salt ^ values[l]))) * 0x1p-63;
+  }
+}
+
+// ---- warps --------------------------------------------------------------------------------------
+
+void Warp::fail(Trap trap, int lane, const std::string& detail) const {
+  const Program& program = block->launch->program;
+  const Dim3& grid = block->launch->launch.grid;
+  throw Fault(trap, std::string(trap_name(trap)) + ": kernel " + program.kernel + ", block " +
+                        coordinates(block->linear, grid) + ", thread " +
+                        block->describe_thread(thread(lane)) + ", " + place(program, pc) + ": " +
+                        detail);
+}
+
+std::string Block::describe_thread(uint32_t thread) const {
+  return coordinates(thread, launch->launch.block);
+}
+
+void Warp::exit_lanes(uint32_t lanes) {
+  live &= ~lanes;
+  active &= ~lanes;
+  if (active == 0) moved = true;
+}
+
+void Warp::diverge(uint32_t taken, uint32_t target) {
+  if (taken == active) {
+    next = target;
+    return;
+  }
+  for (int l = 0; l < kLanes; ++l) {
+    if (active >> l & 1) pcs[l] = taken >> l & 1 ? target : pc + 1;
+  }
+  ++block->worker->divergent_branches;
+  moved = true;
+}
+
+bool Warp::gather(uint32_t exec, uint32_t members) {
+  if ((members & live & ~exec) == 0) return true;
+  for (int l = 0; l < kLanes; ++l) {
+    if (active >> l & 1) pcs[l] = exec >> l & 1 ? pc : pc + 1;
+  }
+  parked |= exec;
+  moved = true;
+  return false;
+}
+
+void Warp::reschedule() {
+  moved = false;
+  const uint32_t ready = live & ~parked;
+  if (ready == 0) {
+    active = 0;
+    if (live == 0) {
+      stop = Stop::kDone;
+      return;
+    }
+    // Everybody waits for somebody who will not come.
+    const int lane = __builtin_ctz(live);
+    pc = pcs[lane];
+    uint32_t there = 0;
+    for (int l = 0; l < kLanes; ++l) there |= uint32_t{pcs[l] == pc} << l;
+    const uint32_t elsewhere = live & ~there;
+    fail(Trap::kDivergentBarrier, lane,
+         elsewhere
+             ? "the threads that it waits for wait elsewhere: " + lanes_text(*this, elsewhere) +
+                   " at " + place(block->launch->program, pcs[__builtin_ctz(elsewhere)])
+             : "the threads that it waits for never come");
+  }
+  uint32_t lowest = ~0u;
+  for (int l = 0; l < kLanes; ++l) lowest = ready >> l & 1 ? std::min(lowest, pcs[l]) : lowest;
+  active = 0;
+  rejoin = ~0u;
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(live >> l & 1)) continue;
+    if (pcs[l] == lowest) {
+      active |= 1u << l;
+    } else if (pcs[l] > lowest) {
+      rejoin = std::min(rejoin, pcs[l]);
+    }
+  }
+  parked &= ~active;
+  pc = lowest;
+}
+
+// ---- launches -----------------------------------------------------------------------------------
+
+LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& options)
+    : launch(launch), program(*launch.kernel->program), memory(memory), options(options) {
+  while ((1u << global_shift) > program.global_granule) --global_shift;
+  for (const Region& region : launch.regions) {
+    if (region.bytes == 0) continue;
+    Allocation* a = memory.find(region.base);
+    if (!a || !a->holds(region.base, region.bytes)) {
+      throw Fault(Trap::kOutOfBounds, "out of bounds: kernel " + program.kernel + ": region " +
+                                          region.name + " of " + std::to_string(region.bytes) +
+                                          " bytes is not in one allocation: " +
+                                          memory.describe(region.base, region.bytes));
+    }
+    View& view = views.emplace_back();
+    view.name = region.name;
+    view.base = region.base;
+    view.end = region.base + region.bytes;
+    view.readable = region.readable;
+    view.writable = region.writable;
+    view.allocation = a;
+    view.index = views.size() - 1;
+    if (region.writable) races[a];
+  }
+  for (auto& [allocation, cells] : races) {
+    cells = LazyMemory(((allocation->bytes >> global_shift) + 1) * sizeof(GlobalCell));
+  }
+  for (View& view : views) {
+    const auto cells = races.find(view.allocation);
+    if (cells != races.end()) view.races = cells->second.as<GlobalCell>();
+  }
+  if (options.shuffle) {
+    order.resize(launch.grid.count());
+    std::iota(order.begin(), order.end(), uint64_t{0});
+    std::mt19937_64 generator(options.seed);
+    std::shuffle(order.begin(), order.end(), generator);
+  }
+}
+
+View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, bool write,
+                        bool read) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto holds = [&](const View& v) { return address >= v.base && address + n <= v.end; };
+  View* refused = nullptr;
+  for (View& view : views) {
+    if (!holds(view)) continue;
+    if ((!read || view.readable) && (!write || view.writable)) return view;
+    refused = &view;
+  }
+  char text[24];
+  std::snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(address));
+  const std::string what =
+      std::string(write ? "write" : "read") + " of " + std::to_string(n) + " bytes at " + text;
+  if (refused) {
+    warp.fail(Trap::kUndeclared, lane,
+              what + " in " + refused->name + ", which the launch declares " +
+                  (refused->readable ? "read-only" : "write-only"));
+  }
+  Allocation* a = memory.find(address);
+  if (!a || !a->holds(address, n)) {
+    warp.fail(Trap::kOutOfBounds, lane, what + ": " + memory.describe(address, n));
+  }
+  if (!launch.regions.empty() && !a->variable) {
+    std::string nearest;
+    uint64_t distance = ~uint64_t{0};
+    for (const View& v : views) {
+      const uint64_t gap = address < v.base ? v.base - address : address - v.end;
+      if (v.allocation != a || gap >= distance) continue;
+      distance = gap;
+      nearest = "; " + std::to_string(gap) +
+                (address < v.base ? " bytes before " : " bytes past ") + v.name;
+    }
+    warp.fail(Trap::kUndeclared, lane, what + ": in no region that the launch declares" + nearest);
+  }
+  View& view = views.emplace_back();
+  std::snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(a->base));
+  view.name = std::string(text) + "+" + std::to_string(a->bytes);
+  view.base = a->base;
+  view.end = a->base + a->bytes;
+  view.allocation = a;
+  view.index = views.size() - 1;
+  LazyMemory& cells = races[a];
+  if (!cells) cells = LazyMemory(((a->bytes >> global_shift) + 1) * sizeof(GlobalCell));
+  view.races = cells.as<GlobalCell>();
+  return view;
+}
+
+// ---- blocks -------------------------------------------------------------------------------------
+
+Worker::Worker(LaunchState& state, uint64_t seed) : state(state), random(mix(seed)) {
+  const Program& program = state.program;
+  const auto threads = static_cast<uint32_t>(state.launch.block.count());
+  const uint32_t warps = (threads + kLanes - 1) / kLanes;
+  const size_t code = program.code.size();
+  hits.assign(code, 0);
+  lanes.assign(code, 0);
+  view_of.assign(code, nullptr);
+  rows.assign(program.row_bytes * warps, 0);
+  defined.assign(size_t{program.ids} * warps, 0);
+  local.assign(state.launch.kernel->local * kLanes * warps * 2, 0);
+  block.worker = this;
+  block.launch = &state;
+  block.warps.resize(warps);
+  block.shared.assign(program.dynamic_shared + state.launch.dynamic_shared, 0);
+  uint32_t shift = 2;
+  while ((1u << shift) > program.shared_granule) --shift;
+  block.shared_shadow.shift = shift;
+  block.shared_shadow.cells.resize((block.shared.size() >> shift) + 1);
+}
+
+void Worker::start_block(uint64_t linear) {
+  const Program& program = state.program;
+  const Dim3& grid = state.launch.grid;
+  block.linear = linear;
+  block.serial = static_cast<uint32_t>(linear + 1);
+  block.ctaid[0] = static_cast<uint32_t>(linear % grid.x);
+  block.ctaid[1] = static_cast<uint32_t>(linear / grid.x % grid.y);
+  block.ctaid[2] = static_cast<uint32_t>(linear / (uint64_t{grid.x} * grid.y));
+  block.instructions = 0;
+  std::fill(std::begin(block.barriers), std::end(block.barriers), Barrier());
+  const auto warps = static_cast<uint32_t>(block.warps.size());
+  block.ordering.reset(warps);
+  known.clear();
+  std::fill(std::begin(fenced), std::end(fenced), false);
+
+  auto& cells = block.shared_shadow.cells;
+  const uint32_t shift = block.shared_shadow.shift;
+  if (program.dynamic_shared) {
+    SharedCell gap;
+    gap.set(SharedCell::kGap);
+    std::fill(cells.begin(), cells.begin() + (program.dynamic_shared >> shift), gap);
+    for (const Extent& e : program.shared) {
+      std::fill(cells.begin() + (e.offset >> shift),
+                cells.begin() + ((e.offset + e.bytes + (1u << shift) - 1) >> shift), SharedCell());
+    }
+  }
+  std::fill(cells.begin() + (program.dynamic_shared >> shift), cells.end(), SharedCell());
+
+  std::fill(defined.begin(), defined.end(), 0u);
+  const size_t local_bytes = state.launch.kernel->local * kLanes;
+  if (local_bytes) std::fill(local.begin() + local_bytes * warps, local.end(), uint8_t{0});
+  const uint64_t threads = state.launch.block.count();
+  for (uint32_t i = 0; i < warps; ++i) {
+    Warp& w = block.warps[i];
+    w.bases[0] = rows.data() + program.row_bytes * i;
+    w.bases[1] = const_cast<uint8_t*>(program.constants.data());
+    w.defined = defined.data() + size_t{program.ids} * i;
+    w.defined[0] = kAllLanes;
+    w.pc = w.next = 0;
+    const uint64_t rest = threads - uint64_t{i} * kLanes;
+    w.exists = rest >= kLanes ? kAllLanes : (1u << rest) - 1;
+    w.active = w.live = w.exists;
+    w.parked = w.carry = 0;
+    w.rejoin = ~0u;
+    w.stop = Stop::kRunnable;
+    w.moved = false;
+    w.waiting = nullptr;
+    w.block = &block;
+    w.index = i;
+    w.local = local.data() + local_bytes * i;
+    w.local_written = local.data() + local_bytes * (warps + i);
+    w.copies.clear();
+    std::fill(std::begin(w.committed), std::end(w.committed), 0u);
+  }
+}
+
+void Worker::run_warp(Warp& w) {
+  const Instr* code = state.program.code.data();
+  const uint64_t limit = state.options.max_instructions;
+  for (uint64_t turn = 0; turn < kTurn; ++turn) {
+    const uint32_t pc = w.pc;
+    const Instr& in = code[pc];
+    uint32_t exec = w.active;
+    if (in.guarded) {
+      const uint32_t undefined = exec & ~w.is_defined(in.guard);
+      if (undefined) {
+        w.fail(Trap::kUninitialized, __builtin_ctz(undefined), "its predicate was never set");
+      }
+      exec &= w.predicate(in.guard) ^ (in.guard_negated ? kAllLanes : 0);
+    }
+    const auto threads = static_cast<uint64_t>(__builtin_popcount(exec));
+    ++hits[pc];
+    lanes[pc] += threads;
+    block.instructions += threads + 1;
+    if (block.instructions > limit) {
+      w.fail(Trap::kEndlessLoop, __builtin_ctz(w.active),
+             "the block has run " + std::to_string(limit) + " instructions");
+    }
+    w.next = pc + 1;
+    if (exec) in.run(w, in, exec);
+    if (!w.moved) {
+      w.pc = w.next;
+      if (w.pc >= w.rejoin) {
+        for (int l = 0; l < kLanes; ++l) w.pcs[l] = w.active >> l & 1 ? w.pc : w.pcs[l];
+        w.moved = true;
+      }
+    }
+    if (w.moved) w.reschedule();
+    if (w.stop != Stop::kRunnable) return;
+  }
+}
+
+bool Worker::release_barriers() {
+  uint32_t alive = 0;
+  for (const Warp& w : block.warps) alive |= uint32_t{w.stop != Stop::kDone} << w.index;
+  bool released = false;
+  for (uint32_t id = 0; id < 16; ++id) {
+    Barrier& barrier = block.barriers[id];
+    if (!barrier.arrived_warps) continue;
+    uint32_t waiting = 0;
+    for (const Warp& w : block.warps) {
+      waiting |= uint32_t{w.stop == Stop::kAtBarrier && w.barrier == id} << w.index;
+    }
+    const bool complete =
+        barrier.expected ? barrier.arrived_threads >= barrier.expected : waiting == alive;
+    if (!complete) continue;
+    block.ordering.barrier(barrier.arrived_warps, waiting, waiting == alive);
+    // What the waiting warps fenced, any of them may publish from now on.
+    Publication::Clocks joined;
+    bool any = false;
+    for (uint32_t i = 0; i < block.warps.size(); ++i) {
+      if (!(barrier.arrived_warps >> i & 1) || !fenced[i]) continue;
+      any = true;
+      for (uint32_t k = 0; k < kMaxWarps; ++k)
+        joined.of[k] = std::max(joined.of[k], fence[i].of[k]);
+    }
+    for (Warp& w : block.warps) {
+      if (!(waiting >> w.index & 1)) continue;
+      if (any) {
+        fence[w.index] = joined;
+        fenced[w.index] = true;
+      }
+      if (w.waiting) {
+        const uint32_t value = barrier_result(*w.waiting, barrier);
+        if (barrier_counts(*w.waiting)) {
+          uint32_t row[kLanes];
+          std::fill(row, row + kLanes, value);
+          w.write(w.waiting->d, row, w.waiting_exec);
+        } else {
+          w.write_predicate(w.waiting->d, value ? kAllLanes : 0, w.waiting_exec);
+        }
+        w.define(w.waiting->d, w.waiting_exec, kAllLanes);
+        w.waiting = nullptr;
+      }
+      w.stop = Stop::kRunnable;
+    }
+    barrier = Barrier();
+    released = true;
+  }
+  return released;
+}
+
+void Worker::fail_deadlock() {
+  const Warp* stuck = nullptr;
+  std::string others;
+  for (Warp& w : block.warps) {
+    if (w.stop != Stop::kAtBarrier) continue;
+    if (!stuck) {
+      stuck = &w;
+    } else if (others.empty() && w.barrier != stuck->barrier) {
+      others = "; warp " + std::to_string(w.index) + " waits at barrier " +
+               std::to_string(w.barrier) + ", " + place(state.program, w.pc - 1);
+    }
+  }
+  // pc is past the barrier: the message is about the barrier
+  Warp at = *stuck;
+  --at.pc;
+  at.fail(Trap::kDivergentBarrier, __builtin_ctz(at.live),
+          "warp " + std::to_string(at.index) + " waits at barrier " + std::to_string(at.barrier) +
+              " for threads that never come" + others);
+}
+
+void Worker::run_block() {
+  std::vector<uint32_t> order(block.warps.size());
+  std::iota(order.begin(), order.end(), 0u);
+  for (;;) {
+    if (state.options.shuffle) {
+      for (size_t i = order.size(); i > 1; --i) {
+        random = mix(random);
+        std::swap(order[i - 1], order[random % i]);
+      }
+    }
+    bool runnable = false, alive = false;
+    for (const uint32_t i : order) {
+      Warp& w = block.warps[i];
+      if (w.stop == Stop::kRunnable) run_warp(w);
+      runnable |= w.stop == Stop::kRunnable;
+      alive |= w.stop != Stop::kDone;
+    }
+    if (!alive) return;
+    if (release_barriers() || runnable) continue;
+    fail_deadlock();
+  }
+}
+
+void Worker::run() {
+  const uint64_t count = state.launch.grid.count();
+  try {
+    for (;;) {
+      if (state.stop.load(std::memory_order_relaxed)) return;
+      const uint64_t i = state.next.fetch_add(1);
+      if (i >= count) return;
+      start_block(state.order.empty() ? i : state.order[i]);
+      run_block();
+    }
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(state.fault_mutex);
+    if (!state.fault) state.fault = std::current_exception();
+    state.stop = true;
+  }
+}
+
+// ---- the launch ---------------------------------------------------------------------------------
+
+namespace {
+
+void add(Traffic& to, const Traffic& from) {
+  to.requests += from.requests;
+  to.bytes += from.bytes;
+  to.used_bytes += from.used_bytes;
+  to.sectors += from.sectors;
+  to.l2_sectors += from.l2_sectors;
+}
+
+void add(Counts::Shared& to, const Counts::Shared& from) {
+  to.requests += from.requests;
+  to.wavefronts += from.wavefronts;
+  to.ideal_wavefronts += from.ideal_wavefronts;
+  to.bytes += from.bytes;
+}
+
+Counts collect(const LaunchState& state, const std::deque<Worker>& workers) {
+  const Program& program = state.program;
+  Counts counts;
+  counts.kernel = program.kernel;
+  counts.grid = state.launch.grid;
+  counts.block = state.launch.block;
+  counts.shared_bytes = state.launch.kernel->static_shared + state.launch.dynamic_shared;
+  std::vector<ClassCounts> by_opcode(program.opcodes.size());
+  counts.tensors.resize(state.views.size());
+  for (const View& view : state.views) {
+    TensorCounts& tensor = counts.tensors[view.index];
+    tensor.name = view.name;
+    tensor.base = view.base;
+    tensor.bytes = view.end - view.base;
+    tensor.read.dram_sectors = view.dram[0];
+    tensor.write.dram_sectors = view.dram[1];
+    tensor.atomic.dram_sectors = view.dram[2];
+  }
+  for (const Worker& worker : workers) {
+    for (size_t pc = 0; pc < program.code.size(); ++pc) {
+      const Program::Source& source = program.source[pc];
+      for (ClassCounts* c :
+           {&counts.classes[static_cast<size_t>(source.kind)], &by_opcode[source.opcode]}) {
+        c->warp += worker.hits[pc];
+        c->thread += worker.lanes[pc];
+      }
+    }
+    for (size_t i = 0; i < worker.views.size(); ++i) {
+      add(counts.tensors[i].read, worker.views[i].traffic[0]);
+      add(counts.tensors[i].write, worker.views[i].traffic[1]);
+      add(counts.tensors[i].atomic, worker.views[i].traffic[2]);
+    }
+    add(counts.shared_load, worker.shared_load);
+    add(counts.shared_store, worker.shared_store);
+    counts.divergent_branches += worker.divergent_branches;
+  }
+  counts.branches = counts.classes[static_cast<size_t>(Class::kBranch)].warp;
+  for (size_t i = 0; i < by_opcode.size(); ++i) {
+    if (by_opcode[i].warp) counts.opcodes.emplace_back(program.opcodes[i], by_opcode[i]);
+  }
+  std::stable_sort(counts.opcodes.begin(), counts.opcodes.end(),
+                   [](const auto& a, const auto& b) { return a.second.thread > b.second.thread; });
+  return counts;
+}
+
+// Allocations that are written completely now need no more looking at.
+void note_completed(const LaunchState& state) {
+  for (const View& view : state.views) {
+    Allocation& a = *view.allocation;
+    if (a.all_written || !view.touched_by_writes.load()) continue;
+    const size_t whole = a.bytes / 8;
+    const auto rest = static_cast<uint8_t>((1u << a.bytes % 8) - 1);
+    a.all_written =
+        std::all_of(a.written, a.written + whole, [](uint8_t b) { return b == 0xFF; }) &&
+        (a.written[whole] & rest) == rest;
+  }
+}
+
+}  // namespace
+
+Counts run(const Launch& launch, Memory& memory, const Options& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  LaunchState state(launch, memory, options);
+  uint64_t threads = options.threads > 0 ? static_cast<uint64_t>(options.threads)
+                                         : std::max(1u, std::thread::hardware_concurrency());
+  threads = std::min<uint64_t>(threads, std::max<uint64_t>(launch.grid.count(), 1));
+  state.concurrent = threads > 1;
+  std::deque<Worker> workers;
+  for (uint64_t i = 0; i < threads; ++i) workers.emplace_back(state, options.seed + i);
+  std::vector<std::thread> others;
+  for (uint64_t i = 1; i < threads; ++i) others.emplace_back([&, i] { workers[i].run(); });
+  workers[0].run();
+  for (std::thread& other : others) other.join();
+  if (state.fault) std::rethrow_exception(state.fault);
+  note_completed(state);
+  Counts counts = collect(state, workers);
+  counts.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return counts;
+}
+
+}  // namespace effnet_fast::ptx
