@@ -390,8 +390,9 @@ void count_wavefronts(Counts::Shared& counts, uint32_t exec, const uint64_t* off
   }
 }
 
-void read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
-                 uint8_t** host) {
+uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
+                     uint8_t** host) {
+  uint32_t defined = kAllLanes;
   Block& block = *w.block;
   check_shared_bounds(w, exec, offset, n);
   SharedCell* cells = block.shared_shadow.cells.data();
@@ -403,8 +404,11 @@ void read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Acc
       if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
         check_usable(w, l, offset[l], cell);
       if (!(cell.flags() & SharedCell::kWritten)) {
-        w.fail(Trap::kUninitialized, l,
-               "read of " + shared_name(w, offset[l]) + ", which holds no defined value");
+        if (access.kind == Kind::kAtomic) {
+          w.fail(Trap::kUninitialized, l,
+                 "atomic on " + shared_name(w, offset[l]) + ", which holds no defined value");
+        }
+        defined &= ~(1u << l);
       }
       if (atomic && cell.flags() & SharedCell::kAtomic) {
         if (access.kind == Kind::kAtomic) {
@@ -426,6 +430,11 @@ void read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Acc
     });
     host[l] = block.shared.data() + offset[l];
   });
+  if (defined != kAllLanes) {
+    w.undefined_pc = w.pc;
+    w.undefined_what = shared_name(w, offset[__builtin_ctz(~defined)]);
+  }
+  return defined;
 }
 
 void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
@@ -504,19 +513,21 @@ void check_local_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, ui
 
 }  // namespace
 
-void read_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint8_t** host) {
+uint32_t read_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint8_t** host) {
+  uint32_t defined = kAllLanes;
   check_local_bounds(w, exec, offset, n);
   const size_t size = w.block->launch->launch.kernel->local;
   for_lanes(exec, [&](int l) {
     const size_t at = static_cast<size_t>(l) * size + offset[l];
-    for (uint32_t i = 0; i < n; ++i) {
-      if (!w.local_written[at + i]) {
-        w.fail(Trap::kUninitialized, l,
-               "read of local address " + hex(offset[l]) + ", which holds no defined value");
-      }
+    const uint8_t* written = w.local_written + at;
+    if (!std::all_of(written, written + n, [](uint8_t b) { return b != 0; })) {
+      defined &= ~(1u << l);
+      w.undefined_pc = w.pc;
+      w.undefined_what = "local address " + hex(offset[l]);
     }
     host[l] = w.local + at;
   });
+  return defined;
 }
 
 void write_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, const uint8_t* values,

@@ -24,9 +24,10 @@ void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, A
 // Between blocks: what a fence, and a strong access after it, make visible.
 void fence(Warp& w);
 
-// Shared memory: `offset` into the block's.
-void read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
-                 uint8_t** host);
+// Shared memory: `offset` into the block's. Returns the lanes whose bytes are all defined: a read
+// of others is no error, using the value is.
+uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
+                     uint8_t** host);
 // Lanes outside `defined` store an undefined value: the bytes become unwritten.
 void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
                   const uint8_t* values, uint32_t defined);
@@ -36,7 +37,7 @@ void land_copy(Warp& w, const Warp::Copy& copy);
 // Wavefronts of one request: phases of a warp whose lanes move n bytes each.
 void count_wavefronts(Counts::Shared& counts, uint32_t exec, const uint64_t* offset, uint32_t n);
 
-void read_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint8_t** host);
+uint32_t read_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint8_t** host);
 void write_local(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, const uint8_t* values,
                  uint32_t defined);
 

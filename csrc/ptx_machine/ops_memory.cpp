@@ -80,8 +80,8 @@ void read_param(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, uint
 
 // Element `i` of what host[lane] points to, into a register of T, extended from `size` bytes.
 template <class T>
-void load_element(Warp& w, const Instr& in, Ref d, uint32_t exec, uint8_t* const* host,
-                  unsigned i) {
+void load_element(Warp& w, const Instr& in, Ref d, uint32_t exec, uint32_t defined,
+                  uint8_t* const* host, unsigned i) {
   T* to = w.row<T>(d);
   const unsigned size = in.size;
   if (size == sizeof(T)) {
@@ -100,7 +100,7 @@ void load_element(Warp& w, const Instr& in, Ref d, uint32_t exec, uint8_t* const
                                  : bits);
     }
   }
-  w.define(d, exec, kAllLanes);
+  w.define(d, exec, defined);
 }
 
 // in.mode: space; in.target: register bits.
@@ -109,6 +109,7 @@ void load(Warp& w, const Instr& in, uint32_t exec) {
   addresses(w, in, exec, address);
   const uint32_t n = uint32_t{in.size} * in.count;
   uint8_t* host[kLanes];
+  uint32_t defined = kAllLanes;
   for_spaces(in.mode, exec, address, [&](uint8_t space, uint32_t lanes, const uint64_t* at) {
     switch (space) {
       case kGlobal:
@@ -116,10 +117,10 @@ void load(Warp& w, const Instr& in, uint32_t exec) {
         break;
       case kShared:
         count_wavefronts(w.block->worker->shared_load, lanes, at, n);
-        read_shared(w, lanes, at, n, access_of(in, Kind::kLoad), host);
+        defined &= read_shared(w, lanes, at, n, access_of(in, Kind::kLoad), host);
         break;
       case kLocal:
-        read_local(w, lanes, at, n, host);
+        defined &= read_local(w, lanes, at, n, host);
         break;
       default:
         read_param(w, lanes, at, n, host);
@@ -128,11 +129,11 @@ void load(Warp& w, const Instr& in, uint32_t exec) {
   const Ref* list = &w.block->launch->program.lists[in.list];
   for (unsigned i = 0; i < in.count; ++i) {
     if (in.target == 16) {
-      load_element<uint16_t>(w, in, list[i], exec, host, i);
+      load_element<uint16_t>(w, in, list[i], exec, defined, host, i);
     } else if (in.target == 32) {
-      load_element<uint32_t>(w, in, list[i], exec, host, i);
+      load_element<uint32_t>(w, in, list[i], exec, defined, host, i);
     } else {
-      load_element<uint64_t>(w, in, list[i], exec, host, i);
+      load_element<uint64_t>(w, in, list[i], exec, defined, host, i);
     }
   }
 }
@@ -566,7 +567,7 @@ void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
   }
   uint8_t* host[kLanes];
   count_wavefronts(w.block->worker->shared_load, rows, address, 16);
-  read_shared(w, rows, address, 16, {Kind::kLoad, false, false}, host);
+  const uint32_t defined = read_shared(w, rows, address, 16, {Kind::kLoad, false, false}, host);
   const Ref* list = &w.block->launch->program.lists[in.list];
   for (int m = 0; m < in.count; ++m) {
     uint32_t result[kLanes];
@@ -581,8 +582,10 @@ void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
       }
       result[l] = pair;
     }
+    // One undefined row and no lane of the matrix is to be trusted.
+    const bool whole = (defined >> (8 * m) & 0xFF) == 0xFF;
     w.write(list[m], result, exec);
-    w.define(list[m], exec, kAllLanes);
+    w.define(list[m], exec, whole ? kAllLanes : 0);
   }
 }
 

@@ -1,5 +1,5 @@
-/* What the PTX machine exports beside the CUDA driver API: for hosts that know it is there. Plain C,
- * found with dlsym; a real libcuda has none of these symbols. */
+/* What the PTX machine exports beside the CUDA driver API: for hosts that know it is there. Plain
+ * C, found with dlsym; a real libcuda has none of these symbols. */
 #pragma once
 
 #include <stddef.h>
@@ -40,8 +40,9 @@ const char* effnet_ptx_error(void);
  * another reason than a kernel. */
 const char* effnet_ptx_trap(void);
 
-/* The counts of the launches that have run on the current context since the last call, oldest first,
- * as a JSON array. With buffer null or size too small: the size needed, and nothing is taken. */
+/* The counts of the launches that have run on the current context since the last call, oldest
+ * first, as a JSON array. With buffer null or size too small: the size needed, and nothing is
+ * taken. */
 size_t effnet_ptx_take_counts(char* buffer, size_t size);
 
 #ifdef __cplusplus

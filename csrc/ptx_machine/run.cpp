@@ -1,6 +1,8 @@
 // Running a launch: blocks over host threads, warps of a block in turn, lanes in lockstep.
 #include <sys/mman.h>
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,6 +29,26 @@ std::string lanes_text(const Warp& w, uint32_t lanes) {
   const int first = __builtin_ctz(lanes), more = __builtin_popcount(lanes) - 1;
   return "thread " + w.block->describe_thread(w.thread(first)) +
          (more ? " and " + std::to_string(more) + " more" : "");
+}
+
+// As its author wrote it, without template arguments and parameters when they would fill the
+// screen.
+std::string readable(const std::string& kernel) {
+  int status = 0;
+  char* demangled = abi::__cxa_demangle(kernel.c_str(), nullptr, nullptr, &status);
+  const std::string full = demangled ? demangled : kernel;
+  std::free(demangled);
+  if (full.size() <= 60) return full;
+  std::string text;
+  int depth = 0;
+  for (const char c : full) {
+    if (c == '(' && depth == 0) break;
+    depth += c == '<';
+    if (depth == 0) text += c;
+    if (depth == 1 && c == '<') text += "<...>";
+    depth -= c == '>';
+  }
+  return text.substr(text.find_last_of(' ') + 1);
 }
 
 std::string place(const Program& program, uint32_t pc) {
@@ -117,10 +139,15 @@ void error_amounts(const Warp& warp, const uint32_t* values, double* amounts) {
 void Warp::fail(Trap trap, int lane, const std::string& detail) const {
   const Program& program = block->launch->program;
   const Dim3& grid = block->launch->launch.grid;
-  throw Fault(trap, std::string(trap_name(trap)) + ": kernel " + program.kernel + ", block " +
-                        coordinates(block->linear, grid) + ", thread " +
+  std::string origin;
+  if (trap == Trap::kUninitialized && !undefined_what.empty()) {
+    origin = "; the last undefined value of the warp was read from " + undefined_what + " at " +
+             place(program, undefined_pc);
+  }
+  throw Fault(trap, std::string(trap_name(trap)) + ": kernel " + readable(program.kernel) +
+                        ", block " + coordinates(block->linear, grid) + ", thread " +
                         block->describe_thread(thread(lane)) + ", " + place(program, pc) + ": " +
-                        detail);
+                        detail + origin);
 }
 
 std::string Block::describe_thread(uint32_t thread) const {
@@ -201,10 +228,10 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
     if (region.bytes == 0) continue;
     Allocation* a = memory.find(region.base);
     if (!a || !a->holds(region.base, region.bytes)) {
-      throw Fault(Trap::kOutOfBounds, "out of bounds: kernel " + program.kernel + ": region " +
-                                          region.name + " of " + std::to_string(region.bytes) +
-                                          " bytes is not in one allocation: " +
-                                          memory.describe(region.base, region.bytes));
+      throw Fault(Trap::kOutOfBounds,
+                  "out of bounds: kernel " + readable(program.kernel) + ": region " + region.name +
+                      " of " + std::to_string(region.bytes) + " bytes is not in one allocation: " +
+                      memory.describe(region.base, region.bytes));
     }
     View& view = views.emplace_back();
     view.name = region.name;
@@ -354,6 +381,7 @@ void Worker::start_block(uint64_t linear) {
     w.local = local.data() + local_bytes * i;
     w.local_written = local.data() + local_bytes * (warps + i);
     w.copies.clear();
+    w.undefined_what.clear();
     std::fill(std::begin(w.committed), std::end(w.committed), 0u);
   }
 }

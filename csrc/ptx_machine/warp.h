@@ -92,6 +92,10 @@ struct Warp {
   std::vector<Copy> copies;         // issued, not yet waited for
   uint32_t committed[kLanes] = {};  // groups of each lane
 
+  // Where the last undefined value came from, and out of what.
+  uint32_t undefined_pc = 0;
+  std::string undefined_what;
+
   [[noreturn]] void fail(Trap trap, int lane, const std::string& detail) const;
 };
 
