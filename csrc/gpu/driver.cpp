@@ -195,7 +195,8 @@ int Driver::device_count() const {
 
 void Driver::fail(CUresult result, const char* call) const {
   // Asked first: the calls below are calls too.
-  const std::string why = is_machine() ? machine.error() : "";
+  std::string why = is_machine() ? machine.error() : "";
+  if (why.rfind(std::string(call) + ": ", 0) == 0) why.erase(0, std::strlen(call) + 2);
   const std::string trap = is_machine() ? machine.trap() : "";
   const char* name = nullptr;
   const char* sentence = nullptr;
