@@ -33,7 +33,13 @@ class BuildCMake(build_ext):
         subprocess.run(configure, check=True)
         jobs = ["--parallel", str(self.parallel)] if self.parallel else []
         subprocess.run([tool, "--build", build, *jobs], check=True)
-        subprocess.run([tool, "--install", build, "--prefix", target.parent], check=True)
+        self.install = [tool, "--install", build, "--prefix"]
+        subprocess.run([*self.install, target.parent], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        # Of an editable install. setuptools copies `_C`, but not the library that lies beside it.
+        super().copy_extensions_to_source()
+        subprocess.run([*self.install, ROOT], check=True)
 
 
 setup(
