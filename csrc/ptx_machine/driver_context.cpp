@@ -133,6 +133,15 @@ void load(CUmodule* module, const void* image, unsigned count, const CUjit_optio
   }
 }
 
+void drop_pending(Context& context) {
+  for (auto& [sequence, op] : context.pending) {
+    op->after.clear();
+    op->work = nullptr;
+    op->done = true;
+  }
+  context.pending.clear();
+}
+
 }  // namespace
 
 Function& find_function(CUfunction handle) {
@@ -143,15 +152,6 @@ Function& find_function(CUfunction handle) {
            "function " + function.kernel->name + " belongs to another context");
   }
   return function;
-}
-
-void drop_pending(Context& context) {
-  for (auto& [sequence, op] : context.pending) {
-    op->after.clear();
-    op->work = nullptr;
-    op->done = true;
-  }
-  context.pending.clear();
 }
 
 void break_context(Context& context, const Fault& fault) {

@@ -97,7 +97,9 @@ void elapsed(float* milliseconds, CUevent start, CUevent end) {
       refuse(CUDA_ERROR_INVALID_HANDLE, text("%s was last recorded in a capture", which));
     }
     if (!event->last) refuse(CUDA_ERROR_INVALID_HANDLE, text("%s was never recorded", which));
-    if (!event->last->done) refuse(CUDA_ERROR_NOT_READY, text("%s is still pending", which));
+  }
+  if (!from.last->done || !to.last->done) {
+    refuse(CUDA_ERROR_NOT_READY, text("%s is still pending", from.last->done ? "hEnd" : "hStart"));
   }
   *milliseconds = static_cast<float>((*to.time - *from.time) * 1e3);
 }
