@@ -37,18 +37,18 @@ void check_alignment(const Warp& w, uint32_t exec, const uint64_t* address, uint
 void count_sector(Worker& worker, View& view, ViewCounts& counts, size_t direction, uint64_t sector,
                   uint32_t bits) {
   Traffic& t = counts.traffic[direction];
-  SectorCell& cell = counts.cells[direction].as<SectorCell>()[sector];
-  if (cell.request != worker.request) {
-    cell.request = worker.request;
+  SectorCell& cell = counts.cells[direction][sector];
+  if (cell.request != worker.scratch.request) {
+    cell.request = worker.scratch.request;
     cell.bytes = 0;
     ++t.sectors;
     if (cell.block != worker.block.serial) {
       cell.block = worker.block.serial;
       ++t.l2_sectors;
-      auto& word = view.seen[direction].as<std::atomic<uint64_t>>()[sector / 64];
-      const uint64_t bit = uint64_t{1} << sector % 64;
-      if (!(word.load(std::memory_order_relaxed) & bit) &&
-          !(word.fetch_or(bit, std::memory_order_relaxed) & bit)) {
+      const uint32_t launch = worker.state.number;
+      auto& last = view.allocation->shadow.launches[direction].as<std::atomic<uint32_t>>()[sector];
+      if (last.load(std::memory_order_relaxed) != launch &&
+          last.exchange(launch, std::memory_order_relaxed) != launch) {
         view.dram[direction].fetch_add(1, std::memory_order_relaxed);
       }
     }
@@ -57,21 +57,29 @@ void count_sector(Worker& worker, View& view, ViewCounts& counts, size_t directi
   cell.bytes |= bits;
 }
 
+void make_sector_cells(Worker& worker, View& view, ViewCounts& counts, size_t direction) {
+  const std::lock_guard<std::mutex> lock(worker.state.mutex);
+  const Allocation& a = *view.allocation;
+  AllocationShadow& shadow = view.allocation->shadow;
+  const uint64_t sectors = (a.base + a.bytes - 1) / kSectorBytes - a.base / kSectorBytes + 1;
+  if (shadow.sectors.size() <= worker.index) shadow.sectors.resize(worker.index + 1);
+  LazyMemory& cells = shadow.sectors[worker.index][direction];
+  if (!cells) cells = LazyMemory(sectors * sizeof(SectorCell));
+  LazyMemory& launches = shadow.launches[direction];
+  if (!launches) launches = LazyMemory(sectors * sizeof(uint32_t));
+  counts.cells[direction] = cells.as<SectorCell>();
+}
+
 void count_traffic(Worker& worker, View& view, uint32_t lanes, const uint64_t* address, uint32_t n,
                    Direction direction) {
   const auto d = static_cast<size_t>(direction);
   ViewCounts& counts = worker.counts_of(view);
-  const uint64_t first = view.base / kSectorBytes;
-  if (!counts.cells[d]) {
-    const uint64_t sectors = (view.end - 1) / kSectorBytes - first + 1;
-    counts.cells[d] = LazyMemory(sectors * sizeof(SectorCell));
-    const std::lock_guard<std::mutex> lock(view.mutex);
-    if (!view.seen[d]) view.seen[d] = LazyMemory((sectors / 64 + 1) * sizeof(uint64_t));
-  }
+  if (!counts.cells[d]) make_sector_cells(worker, view, counts, d);
+  const uint64_t first = view.allocation->base / kSectorBytes;
   Traffic& t = counts.traffic[d];
   ++t.requests;
   t.bytes += uint64_t{n} * static_cast<uint64_t>(__builtin_popcount(lanes));
-  if (++worker.request == 0) worker.request = 1;
+  ++worker.scratch.request;
   // Neighbouring lanes mostly share a sector: look one up when it changes.
   uint64_t sector = ~uint64_t{0};
   uint32_t bits = 0;
@@ -112,11 +120,12 @@ void mark_written(Allocation& a, size_t offset, uint32_t n, bool concurrent) {
 // Did the access of `stamp` happen before what `thread` of the block at hand does now?
 bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
   const uint32_t serial = stamp_block(stamp);
-  if (serial == 0) return true;
+  const uint32_t many = worker.state.first_serial;
+  if (serial < many) return true;  // an earlier launch, or nobody
   if (serial == worker.block.serial) {
     return worker.block.ordering.before(stamp_thread(stamp), stamp_clock(stamp), thread);
   }
-  if (stamp >= kManyBlocks) return !worker.known.empty();
+  if (serial == many) return !worker.known.empty();
   const auto known = worker.known.find(serial);
   return known != worker.known.end() &&
          stamp_clock(stamp) < known->second.of[stamp_thread(stamp) >> 5];
@@ -126,11 +135,12 @@ bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
                             uint64_t other, bool other_writes, bool writes) {
   const uint32_t serial = stamp_block(other);
   std::string who = "several blocks";
-  if (stamp_block(other) != stamp_block(kManyBlocks)) {
+  const uint32_t many = w.block->launch->first_serial;
+  if (serial != many) {
     who = "thread " + w.block->describe_thread(stamp_thread(other));
     if (serial != w.block->serial) {
       const Dim3& grid = w.block->launch->launch.grid;
-      const uint64_t linear = serial - 1;
+      const uint64_t linear = serial - many - 1;
       who += " of block (" + std::to_string(linear % grid.x) + ", " +
              std::to_string(linear / grid.x % grid.y) + ", " +
              std::to_string(linear / (uint64_t{grid.x} * grid.y)) + ")";
@@ -144,71 +154,68 @@ bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
 
 // Records the access and returns the stamp it conflicts with, or 0. `*of_writer`: which one.
 uint64_t touch_cell(const Worker& worker, GlobalCell& cell, uint64_t stamp, uint32_t thread,
-                    bool reads, bool writes, bool* of_writer) {
+                    bool writes, bool* of_writer) {
   const bool concurrent = worker.state.concurrent;
   const bool strong = stamp & kAtomicBit;
-  uint64_t conflict = 0;
+  const auto conflicts = [&](uint64_t other) {
+    return other && !(strong && other & kAtomicBit) && !happened_before(worker, other, thread);
+  };
   // Publish first, look second: of two host threads at least one sees the other.
   if (writes) {
-    uint64_t before;
+    uint64_t before = cell.writer.load(std::memory_order_relaxed);
     if (concurrent) {
       before = cell.writer.exchange(stamp);
     } else {
-      before = cell.writer.load(std::memory_order_relaxed);
       cell.writer.store(stamp, std::memory_order_relaxed);
     }
-    if (before && !(strong && before & kAtomicBit) && !happened_before(worker, before, thread)) {
-      conflict = before;
-      *of_writer = true;
-    }
-    const uint64_t reader = cell.reader.load();
-    if (!conflict && reader && !(strong && reader & kAtomicBit) &&
-        !happened_before(worker, reader, thread)) {
-      conflict = reader;
-      *of_writer = false;
-    }
-  } else if (reads) {
-    uint64_t reader = cell.reader.load(std::memory_order_relaxed);
-    if (reader != stamp && reader < kManyBlocks) {
-      const bool other = stamp_block(reader) && stamp_block(reader) != stamp_block(stamp);
-      const uint64_t mine = other ? kManyBlocks | (stamp & reader & kAtomicBit) : stamp;
-      if (concurrent) {
-        if (!cell.reader.compare_exchange_strong(reader, mine)) cell.reader.store(kManyBlocks);
-      } else {
-        cell.reader.store(mine, std::memory_order_relaxed);
-      }
-    }
-    const uint64_t writer = cell.writer.load();
-    if (writer && !(strong && writer & kAtomicBit) && !happened_before(worker, writer, thread)) {
-      conflict = writer;
-      *of_writer = true;
+    *of_writer = conflicts(before);
+    if (*of_writer) return before;
+    const uint64_t reader = cell.reader.load(std::memory_order_relaxed);
+    return conflicts(reader) ? reader : 0;
+  }
+  uint64_t reader = cell.reader.load(std::memory_order_relaxed);
+  const uint32_t many = worker.state.first_serial, its = stamp_block(reader);
+  if (reader != stamp && its != many) {
+    const uint64_t shared = global_stamp(many, 0, 0, stamp & reader & kAtomicBit);
+    const uint64_t mine = its > many && its != stamp_block(stamp) ? shared : stamp;
+    if (!concurrent) {
+      cell.reader.store(mine, std::memory_order_relaxed);
+    } else if (!cell.reader.compare_exchange_strong(reader, mine)) {
+      cell.reader.store(global_stamp(many, 0, 0, false));
     }
   }
-  return conflict;
+  const uint64_t writer = cell.writer.load();
+  *of_writer = conflicts(writer);
+  return *of_writer ? writer : 0;
 }
 
-void touch(Warp& w, View& view, int l, uint64_t address, uint32_t n, Access access,
+// `value`, of a store: the lane's n bytes. `stamp` is without the thread.
+void touch(Warp& w, View& view, int l, uint64_t address, uint32_t n, Access access, uint64_t stamp,
            const uint8_t* value) {
   const Worker& worker = *w.block->worker;
   const uint32_t shift = worker.state.global_shift, thread = w.thread(l);
   const bool writes = access.kind != Kind::kLoad;
-  const uint64_t stamp = global_stamp(w.block->serial, w.block->ordering.clock[w.index], thread,
-                                      access.strong || access.kind == Kind::kAtomic);
   const uint64_t offset = address - view.allocation->base;
-  for (uint64_t c = offset >> shift; c <= (offset + n - 1) >> shift; ++c) {
+  const uint64_t last = (offset + n - 1) >> shift;
+  for (uint64_t c = offset >> shift; c <= last; ++c) {
     bool of_writer = false;
     const uint64_t conflict =
-        touch_cell(worker, view.races[c], stamp, thread, !writes, writes, &of_writer);
+        touch_cell(worker, view.races[c], stamp | thread, thread, writes, &of_writer);
     if (!conflict) continue;
     // Writing what is there already is no race.
     if (of_writer && value) {
-      const uint64_t from = std::max(c << shift, offset),
-                     to = std::min((c + 1) << shift, offset + n);
-      if (std::memcmp(view.allocation->data + from, value + (from - offset), to - from) == 0)
-        continue;
+      const uint64_t from = std::max(c << shift, offset);
+      const uint64_t to = std::min((c + 1) << shift, offset + n);
+      const uint8_t* there = view.allocation->data + from;
+      if (std::memcmp(there, value + (from - offset), to - from) == 0) continue;
     }
     fail_race(w, l, address, view, conflict, of_writer, writes);
   }
+}
+
+uint64_t stamp_of(const Warp& w, Access access) {
+  return global_stamp(w.block->serial, w.block->ordering.clock[w.index], 0,
+                      access.strong || access.kind == Kind::kAtomic);
 }
 
 // What a strong access does for the order of blocks.
@@ -277,7 +284,8 @@ void read_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, Ac
       if (access.strong || access.kind == Kind::kAtomic) {
         for_lanes(lanes, [&](int l) { synchronize_blocks(w, address[l], access); });
       }
-      for_lanes(lanes, [&](int l) { touch(w, view, l, address[l], n, access, nullptr); });
+      const uint64_t stamp = stamp_of(w, access);
+      for_lanes(lanes, [&](int l) { touch(w, view, l, address[l], n, access, stamp, nullptr); });
     }
     for_lanes(lanes, [&](int l) { host[l] = a.data + (address[l] - a.base); });
   });
@@ -293,11 +301,14 @@ void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, A
     if (!view.touched_by_writes.load(std::memory_order_relaxed)) {
       view.touched_by_writes.store(true, std::memory_order_relaxed);
     }
+    if (access.strong) {
+      for_lanes(lanes, [&](int l) { synchronize_blocks(w, address[l], access); });
+    }
+    const uint64_t stamp = stamp_of(w, access);
     for_lanes(lanes, [&](int l) {
       const uint64_t offset = address[l] - a.base;
       const uint8_t* value = values + 16 * l;
-      if (access.strong) synchronize_blocks(w, address[l], access);
-      touch(w, view, l, address[l], n, access, value);
+      touch(w, view, l, address[l], n, access, stamp, value);
       std::memcpy(a.data + offset, value, n);
       if (!a.all_written) mark_written(a, offset, n, worker.state.concurrent);
     });
@@ -310,7 +321,7 @@ namespace {
 
 void check_shared_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
   check_alignment(w, exec, offset, n);
-  const uint64_t size = w.block->shared.size();
+  const uint64_t size = w.block->shared_bytes;
   for_lanes(exec, [&](int l) {
     if (offset[l] + n > size || offset[l] > size) {
       w.fail(Trap::kOutOfBounds, l,
@@ -366,24 +377,22 @@ void for_cells(const SharedShadow& shadow, uint64_t offset, uint32_t n, F f) {
 void count_wavefronts(Counts::Shared& counts, uint32_t exec, const uint64_t* offset, uint32_t n) {
   ++counts.requests;
   counts.bytes += uint64_t{n} * static_cast<uint64_t>(__builtin_popcount(exec));
-  // A warp moves at most 128 bytes a wavefront: 8-byte accesses go by halves, 16-byte by quarters.
-  const int lanes = n <= 4 ? 32 : n == 8 ? 16 : 8;
-  const uint32_t words = n <= 4 ? 1 : n / 4;
-  for (int begin = 0; begin < kLanes; begin += lanes) {
+  // A warp moves at most 128 bytes a wavefront: 8-byte accesses go by halves of a warp, 16-byte
+  // ones by quarters. What n aligned bytes lie in is a bank of its own width.
+  const uint32_t width = std::max(n, 4u), banks = 128 / width;
+  for (uint32_t begin = 0; begin < kLanes; begin += banks) {
     uint8_t used[32] = {};
     uint32_t held[32][32];
     uint32_t most = 0;
-    for (int l = begin; l < begin + lanes; ++l) {
+    for (uint32_t l = begin; l < begin + banks; ++l) {
       if (!(exec >> l & 1)) continue;
-      for (uint32_t i = 0; i < words; ++i) {
-        const auto word = static_cast<uint32_t>(offset[l] / 4) + i;
-        const uint32_t bank = word % 32;
-        bool known = false;
-        for (int k = 0; k < used[bank]; ++k) known |= held[bank][k] == word;
-        if (known) continue;
-        held[bank][used[bank]++] = word;
-        most = std::max<uint32_t>(most, used[bank]);
-      }
+      const auto unit = static_cast<uint32_t>(offset[l] / width);
+      const uint32_t bank = unit % banks;
+      bool known = false;
+      for (int k = 0; k < used[bank]; ++k) known |= held[bank][k] == unit;
+      if (known) continue;
+      held[bank][used[bank]++] = unit;
+      most = std::max<uint32_t>(most, used[bank]);
     }
     counts.wavefronts += most;
     counts.ideal_wavefronts += most > 0;
@@ -395,7 +404,7 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
   uint32_t defined = kAllLanes;
   Block& block = *w.block;
   check_shared_bounds(w, exec, offset, n);
-  SharedCell* cells = block.shared_shadow.cells.data();
+  SharedCell* cells = block.shared_shadow.cells;
   const bool atomic = access.kind == Kind::kAtomic || access.strong;
   for_lanes(exec, [&](int l) {
     const uint32_t thread = w.thread(l);
@@ -428,7 +437,7 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
       conflict = cell.read(block.ordering, thread);
       if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, false);
     });
-    host[l] = block.shared.data() + offset[l];
+    host[l] = block.shared + offset[l];
   });
   if (defined != kAllLanes) {
     w.undefined_pc = w.pc;
@@ -441,11 +450,11 @@ void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Ac
                   const uint8_t* values, uint32_t defined) {
   Block& block = *w.block;
   check_shared_bounds(w, exec, offset, n);
-  SharedCell* cells = block.shared_shadow.cells.data();
+  SharedCell* cells = block.shared_shadow.cells;
   for_lanes(exec, [&](int l) {
     const uint32_t thread = w.thread(l);
     const uint8_t* value = values + 16 * l;
-    uint8_t* to = block.shared.data() + offset[l];
+    uint8_t* to = block.shared + offset[l];
     for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {
       SharedCell& cell = cells[c];
       if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
@@ -459,7 +468,7 @@ void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Ac
           const uint64_t end = std::min((c + 1) << shift, offset[l] + n);
           const bool same =
               conflict == Conflict::kWriteWrite && cell.flags() & SharedCell::kWritten &&
-              std::memcmp(block.shared.data() + from, value + (from - offset[l]), end - from) == 0;
+              std::memcmp(block.shared + from, value + (from - offset[l]), end - from) == 0;
           if (!same) fail_shared(w, l, offset[l], cell, conflict, true);
         }
       }
@@ -492,7 +501,7 @@ void land_copy(Warp& w, const Warp::Copy& copy) {
   for_cells(block.shared_shadow, copy.to, copy.bytes, [&](uint64_t c) {
     block.shared_shadow.cells[c].write(block.ordering, w.thread(copy.lane), true);
   });
-  std::memcpy(block.shared.data() + copy.to, copy.data, copy.bytes);
+  std::memcpy(block.shared + copy.to, copy.data, copy.bytes);
 }
 
 // ---- local memory -------------------------------------------------------------------------------

@@ -70,6 +70,18 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | (rest + 0xFFFu + (rest >> 13 & 1)) >> 13);
 #endif
 }
+// n is a multiple of 8.
+inline void halves_to_floats(const uint16_t* halves, float* floats, int n) {
+#if defined(__F16C__)
+  for (int i = 0; i < n; i += 8) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
+    _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(eight));
+  }
+#else
+  for (int i = 0; i < n; ++i) floats[i] = half_to_float(halves[i]);
+#endif
+}
+
 inline float bfloat_to_float(uint16_t b) { return bit_cast<float>(uint32_t{b} << 16); }
 inline uint16_t float_to_bfloat(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);

@@ -15,36 +15,6 @@
 
 namespace effnet_fast::ptx {
 
-// Memory that is mapped when touched and starts as zeros: shadows are far larger than what of them
-// is used.
-class LazyMemory {
- public:
-  LazyMemory() = default;
-  explicit LazyMemory(size_t bytes);
-  ~LazyMemory();
-  LazyMemory(LazyMemory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
-    other.data_ = nullptr;
-  }
-  LazyMemory& operator=(LazyMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  explicit operator bool() const { return data_ != nullptr; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-enum class Direction : uint8_t { kRead, kWrite, kAtomic };
-inline constexpr size_t kDirections = 3;
-inline constexpr uint32_t kSectorBytes = 32;
-
 // A region of the launch, or an allocation that it touches undeclared.
 struct View {
   std::string name;
@@ -54,18 +24,28 @@ struct View {
   GlobalCell* races = nullptr;  // of the allocation, from its start; null: nobody can write
   size_t index = 0;
   std::atomic<bool> touched_by_writes{false};
-  std::mutex mutex;              // of `seen` while it is made
-  LazyMemory seen[kDirections];  // one bit a sector: touched in this launch
   std::atomic<uint64_t> dram[kDirections] = {};
 };
 
-// A host thread's view of a sector: the last block and the last request that touched it.
-struct SectorCell {
-  uint32_t block = 0, request = 0, bytes = 0;
-};
+// A host thread's counts of a view.
 struct ViewCounts {
   Traffic traffic[kDirections];
-  LazyMemory cells[kDirections];
+  SectorCell* cells[kDirections] = {};
+};
+
+// The big buffers of a host thread.
+struct Scratch {
+  std::vector<uint8_t> rows, local, shared;
+  std::vector<uint32_t> defined;
+  std::vector<SharedCell> cells;
+  uint32_t request = 0;  // the last one of the thread
+};
+
+struct RunState {
+  std::mutex running;        // one launch at a time
+  uint32_t next_serial = 1;  // of a launch, and so of its first block less one
+  uint32_t launches = 0;
+  std::vector<std::unique_ptr<Scratch>> scratch;  // by host thread
 };
 
 struct LaunchState {
@@ -73,13 +53,15 @@ struct LaunchState {
   const Program& program;
   Memory& memory;
   const Options& options;
-  bool concurrent = false;  // more than one host thread
-  uint32_t global_shift = 2;
+  bool concurrent = false;    // more than one host thread
+  uint32_t global_shift = 0;  // log2 of the program's global granule
 
-  std::mutex mutex;  // of views and races
+  uint32_t first_serial = 0;  // less one
+  uint32_t number = 0;        // of the launch
+
+  std::mutex mutex;  // of views and shadows while they are made
   std::deque<View> views;
-  std::map<const Allocation*, LazyMemory> races;  // of allocations that the launch may write
-  std::mutex atomics;                             // one read-modify-write at a time
+  std::mutex atomics;  // one read-modify-write at a time
   Publication publication;
 
   std::vector<uint64_t> order;  // of blocks, when shuffled
@@ -89,6 +71,7 @@ struct LaunchState {
   std::exception_ptr fault;
 
   LaunchState(const Launch& launch, Memory& memory, const Options& options);
+  GlobalCell* races_of(Allocation& allocation);
   // The view that holds [address, address + n) and permits the access; else throws through `warp`.
   View& find(const Warp& warp, int lane, uint64_t address, size_t n, bool write, bool read);
 };
@@ -96,23 +79,22 @@ struct LaunchState {
 // A host thread.
 struct Worker {
   LaunchState& state;
+  Scratch& scratch;  // of all warps of the block
   Block block;
-  std::vector<uint8_t> rows, local;  // of all warps of the block
-  std::vector<uint32_t> defined;
+  uint32_t index;  // of the thread
 
   std::vector<uint64_t> hits, lanes;  // by pc: warp instructions, threads of them
   std::vector<View*> view_of;         // by pc: the last one
   std::vector<ViewCounts> views;      // by View::index
   Counts::Shared shared_load, shared_store;
   uint64_t branches = 0, divergent_branches = 0;
-  uint32_t request = 0;
   Publication::Known known;  // to the block at hand
   // What a warp's last fence made ready to publish, and whether there is one.
   Publication::Clocks fence[kMaxWarps];
   bool fenced[kMaxWarps] = {};
   uint64_t random;
 
-  Worker(LaunchState& state, uint64_t seed);
+  Worker(LaunchState& state, Scratch& scratch, uint32_t index);
   void run();  // blocks, until there are none or one fails
   ViewCounts& counts_of(const View& view) {
     if (view.index >= views.size()) views.resize(view.index + 1);

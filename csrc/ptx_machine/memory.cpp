@@ -72,6 +72,7 @@ bool Memory::free(uint64_t base) {
   munmap(a.data, a.bytes);
   munmap(a.written, a.bytes / 8 + 1);
   a.data = a.written = nullptr;
+  a.shadow = AllocationShadow();
   in_use_ -= a.bytes;
   return true;
 }
@@ -117,6 +118,11 @@ Allocation& Memory::require(uint64_t address, size_t n, const char* what) {
   std::snprintf(where, sizeof(where), "0x%llx", static_cast<unsigned long long>(address));
   throw Fault(Trap::kOutOfBounds, std::string(what) + " of " + std::to_string(n) + " bytes at " +
                                       where + ": " + describe(address, n));
+}
+
+void Memory::forget_shadows() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto& [base, allocation] : allocations_) allocation->shadow = AllocationShadow();
 }
 
 void Memory::write(uint64_t dst, const void* src, size_t n) {

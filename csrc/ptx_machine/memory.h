@@ -11,6 +11,7 @@
 #include <string>
 
 #include "fault.h"
+#include "shadow.h"
 
 namespace effnet_fast::ptx {
 
@@ -25,6 +26,7 @@ struct Allocation {
   uint8_t* written = nullptr;  // one bit a byte: has it ever been written
   bool all_written = false;    // no need to look at `written`
   bool variable = false;       // of a module: no launch declares it
+  AllocationShadow shadow;
   Allocation(uint64_t base, size_t bytes);
   ~Allocation();
   Allocation(const Allocation&) = delete;
@@ -35,6 +37,8 @@ struct Allocation {
   }
   void mark_written(size_t offset, size_t n);
 };
+
+struct RunState;  // what launches leave for the next one: launch_state.h
 
 class Memory {
  public:
@@ -57,6 +61,11 @@ class Memory {
   void fill(uint64_t dst, uint32_t value, size_t width, size_t count);
   // Overwrites with 0xFF and makes it unwritten: arena reuse between two uses of a buffer.
   void poison(uint64_t dst, size_t n);
+
+  void forget_shadows();
+
+  // Made by the first launch.
+  std::shared_ptr<RunState> run_state;
 
   size_t capacity() const { return capacity_; }
   size_t in_use() const { return in_use_; }

@@ -452,29 +452,34 @@ void copy_async(Warp& w, const Instr& in, uint32_t exec) {
     to[l] += static_cast<uint64_t>(static_cast<int32_t>(in.list));
   }
   const uint32_t n = in.size;
-  uint32_t reading = exec;
   uint32_t size[kLanes];
   std::fill(size, size + kLanes, n);
   if (in.flags & kZeroFill) {
     require_defined(w, in.b, exec, "its source size");
     for (int l = 0; l < kLanes; ++l) {
       size[l] = std::min(w.row<uint32_t>(in.b)[l], n);
-      if (size[l] == 0) reading &= ~(1u << l);
     }
   }
   reserve_shared(w, exec, to, n);
   count_wavefronts(w.block->worker->shared_store, exec, to, n);
-  uint8_t* host[kLanes] = {};
-  // A part of the bytes is asked for in powers of two: what is short of n is rare.
+  uint8_t data[kLanes][16] = {};
+  // What is short of n bytes is rare: it is read in powers of two.
   for (uint32_t part = n; part >= 1; part /= 2) {
     uint32_t lanes = 0;
-    for (int l = 0; l < kLanes; ++l) lanes |= uint32_t{size[l] == part} << l;
-    lanes &= reading;
-    if (lanes) read_global(w, lanes, from, part, {Kind::kLoad, false, false}, host);
-    reading &= ~lanes;
+    uint64_t at[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      lanes |= uint32_t{(size[l] & part) != 0} << l;
+      at[l] = from[l] + (size[l] & ~(2 * part - 1));
+    }
+    lanes &= exec;
+    if (!lanes) continue;
+    uint8_t* host[kLanes];
+    read_global(w, lanes, at, part, {Kind::kLoad, false, false}, host);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+      const int l = __builtin_ctz(rest);
+      std::memcpy(data[l] + (at[l] - from[l]), host[l], part);
+    }
   }
-  if (reading)
-    w.fail(Trap::kMisaligned, __builtin_ctz(reading), "its source size is no power of two");
   for (uint32_t rest = exec; rest; rest &= rest - 1) {
     const int l = __builtin_ctz(rest);
     Warp::Copy copy;
@@ -482,8 +487,7 @@ void copy_async(Warp& w, const Instr& in, uint32_t exec) {
     copy.bytes = static_cast<uint8_t>(n);
     copy.lane = static_cast<uint8_t>(l);
     copy.group = w.committed[l];
-    std::memset(copy.data, 0, sizeof(copy.data));
-    if (host[l]) std::memcpy(copy.data, host[l], size[l]);
+    std::memcpy(copy.data, data[l], sizeof(copy.data));
     w.copies.push_back(copy);
   }
 }
@@ -546,9 +550,8 @@ void cp_rule(Decoder& d, Instr& in) {
   if (d.count() > (policy ? 4u : 3u)) {
     in.b = d.source(3, 32);
     in.flags |= kZeroFill;
-    d.smallest_global_access(1);
   }
-  d.smallest_global_access(static_cast<uint32_t>(n));
+  note_access(d, kGeneric, static_cast<uint32_t>(n));
   in.run = copy_async;
 }
 

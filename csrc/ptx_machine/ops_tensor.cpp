@@ -10,81 +10,89 @@ namespace {
 
 // Where an element is: lane 4 g + t holds, of A (16 x K) in register i, rows g and g + 8 and
 // columns 2t, 2t + 1 (halves) or t (tf32), the upper half of K in the registers from the third on;
-// of B (K x 8) column g; of C and D (16 x 8) rows g and g + 8, columns 2t and 2t + 1. in.count:
-// input type, in.mode: K, in.target: accumulator type.
-template <class F>
-float element(uint32_t bits, int e, F convert) {
-  return convert(static_cast<uint16_t>(bits >> (16 * e)));
+// of B (K x 8) column g; of C and D (16 x 8) rows g and g + 8, columns 2t and 2t + 1. So the values
+// of a register, lane by lane, are the rows of an 8 x 8 (tf32: 8 x 4) matrix.
+
+// The halves of a register's 32 lanes as 64 floats.
+void widen(const uint32_t* row, Type type, float* out) {
+  uint16_t halves[2 * kLanes];
+  std::memcpy(halves, row, sizeof(halves));
+  if (type == Type::kF16) {
+    halves_to_floats(halves, out, 2 * kLanes);
+  } else {
+    for (int i = 0; i < 2 * kLanes; ++i) out[i] = bfloat_to_float(halves[i]);
+  }
 }
 
+// tf32 has 10 bits of mantissa: the hardware does not look at the rest.
+void truncate(const uint32_t* row, float* out) {
+  for (int l = 0; l < kLanes; ++l) out[l] = bit_cast<float>(row[l] & ~uint32_t{0x1FFF});
+}
+
+// in.count: input type, in.mode: K, in.target: accumulator type.
 void multiply(Warp& w, const Instr& in, uint32_t exec) {
   if (exec != kAllLanes) {
     w.fail(Trap::kDivergentBarrier, __builtin_ctz(exec), "not all 32 threads of the warp are here");
   }
   const auto type = static_cast<Type>(in.count), accumulator = static_cast<Type>(in.target);
   const int k = in.mode;
-  const bool tf32 = type == Type::kTf32;
-  const int per_register = tf32 ? 1 : 2;
-  const int a_count = 16 * k / 32 / per_register, b_count = 8 * k / 32 / per_register;
-  const int c_count = accumulator == Type::kF32 ? 4 : 2;
+  const bool tf32 = type == Type::kTf32, single = accumulator == Type::kF32;
+  const int columns = tf32 ? 4 : 8;  // of a register
+  const int a_count = 2 * k / columns, b_count = k / columns, c_count = single ? 4 : 2;
   const Ref* d = &w.block->launch->program.lists[in.list];
   const Ref *a = d + c_count, *b = a + a_count, *c = b + b_count;
-
-  float ma[16][16], mb[16][8], mc[16][8];
   uint32_t defined = kAllLanes;
-  const auto convert = [&](uint16_t bits) {
-    return type == Type::kF16 ? half_to_float(bits) : bfloat_to_float(bits);
+  const auto load = [&](Ref r, float* values) {
+    defined &= w.is_defined(r);
+    if (tf32) {
+      truncate(w.row<uint32_t>(r), values);
+    } else {
+      widen(w.row<uint32_t>(r), type, values);
+    }
   };
-  // tf32 has 10 bits of mantissa: the hardware does not look at the rest.
-  const auto truncate = [](uint32_t bits) { return bit_cast<float>(bits & ~uint32_t{0x1FFF}); };
+
+  // A row of B or C is a vector of 8: GCC and clang both know the type.
+  typedef float Row __attribute__((vector_size(32)));
+  alignas(32) float ma[16][16], mb[16][8], mc[16][8], values[2 * kLanes];
   for (int i = 0; i < a_count; ++i) {
-    const auto* row = w.row<uint32_t>(a[i]);
-    defined &= w.is_defined(a[i]);
-    for (int l = 0; l < kLanes; ++l) {
-      const int g = l / 4 + 8 * (i & 1), t = l % 4;
-      if (tf32) {
-        ma[g][t + 4 * (i >> 1)] = truncate(row[l]);
-      } else {
-        for (int e = 0; e < 2; ++e) ma[g][2 * t + e + 8 * (i >> 1)] = element(row[l], e, convert);
-      }
+    load(a[i], values);
+    for (int g = 0; g < 8; ++g) {
+      std::memcpy(&ma[g + 8 * (i & 1)][columns * (i >> 1)], values + columns * g,
+                  static_cast<size_t>(columns) * sizeof(float));
     }
   }
   for (int i = 0; i < b_count; ++i) {
-    const auto* row = w.row<uint32_t>(b[i]);
-    defined &= w.is_defined(b[i]);
-    for (int l = 0; l < kLanes; ++l) {
-      const int g = l / 4, t = l % 4;
-      if (tf32) {
-        mb[t + 4 * i][g] = truncate(row[l]);
-      } else {
-        for (int e = 0; e < 2; ++e) mb[2 * t + e + 8 * i][g] = element(row[l], e, convert);
-      }
+    load(b[i], values);
+    for (int g = 0; g < 8; ++g) {
+      for (int t = 0; t < columns; ++t) mb[columns * i + t][g] = values[columns * g + t];
     }
   }
   for (int i = 0; i < c_count; ++i) {
-    const auto* row = w.row<uint32_t>(c[i]);
     defined &= w.is_defined(c[i]);
-    for (int l = 0; l < kLanes; ++l) {
-      const int g = l / 4, t = l % 4;
-      if (c_count == 4) {
-        mc[g + 8 * (i >> 1)][2 * t + (i & 1)] = bit_cast<float>(row[l]);
-      } else {
-        for (int e = 0; e < 2; ++e) mc[g + 8 * i][2 * t + e] = element(row[l], e, half_to_float);
-      }
+    if (single) {
+      const auto* row = w.row<float>(c[i]);
+      for (int l = 0; l < kLanes; ++l) mc[l / 4 + 8 * (i >> 1)][2 * (l % 4) + (i & 1)] = row[l];
+    } else {
+      widen(w.row<uint32_t>(c[i]), Type::kF16, values);
+      std::memcpy(mc[8 * i], values, sizeof(values));
     }
   }
-  // Products are exact in float32 but for tf32's, whose 22 bits are too. How hardware rounds their
-  // sum is not documented: here after every product.
-  for (int m = 0; m < 16; ++m) {
+  // Products are exact in float32, tf32's too: a multiply and an add are a fused multiply-add. How
+  // hardware rounds their sum is not documented: here after every product.
+  const auto* rows = reinterpret_cast<const Row*>(mb);
+  for (int m = 0; m < 16; m += 4) {
+    Row sum[4];
+    std::memcpy(sum, mc[m], sizeof(sum));
     for (int i = 0; i < k; ++i) {
-      for (int n = 0; n < 8; ++n) mc[m][n] = std::fma(ma[m][i], mb[i][n], mc[m][n]);
+      for (int r = 0; r < 4; ++r) sum[r] += ma[m + r][i] * rows[i];
     }
+    std::memcpy(mc[m], sum, sizeof(sum));
   }
   for (int i = 0; i < c_count; ++i) {
     uint32_t result[kLanes];
     for (int l = 0; l < kLanes; ++l) {
       const int g = l / 4, t = l % 4;
-      if (c_count == 4) {
+      if (single) {
         result[l] = bit_cast<uint32_t>(canonical(mc[g + 8 * (i >> 1)][2 * t + (i & 1)]));
       } else {
         result[l] = uint32_t{float_to_half(mc[g + 8 * i][2 * t + 1])} << 16 |

@@ -60,8 +60,9 @@ struct Program {
 
   std::vector<Extent> shared;   // static variables, with gaps between them that nothing may touch
   uint32_t dynamic_shared = 0;  // offset of the dynamic part
-  uint32_t shared_granule = 4;  // bytes of a shadow cell: the smallest shared access, at most 4
-  uint32_t global_granule = 4;
+  // Bytes of a shadow cell: the smallest access that the kernel has.
+  uint32_t shared_granule = 16;
+  uint32_t global_granule = 16;
 
   // Beside code, for messages and counts.
   struct Source {

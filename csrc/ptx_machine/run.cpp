@@ -223,7 +223,17 @@ void Warp::reschedule() {
 
 LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& options)
     : launch(launch), program(*launch.kernel->program), memory(memory), options(options) {
-  while ((1u << global_shift) > program.global_granule) --global_shift;
+  while ((1u << global_shift) < program.global_granule) ++global_shift;
+  RunState& run = *memory.run_state;
+  // After four billion blocks or launches, what the old ones left would look new.
+  if (run.launches == ~0u || launch.grid.count() + 1 >= ~0u - run.next_serial) {
+    memory.forget_shadows();
+    run.next_serial = 1;
+    run.launches = 0;
+  }
+  first_serial = run.next_serial;
+  run.next_serial += static_cast<uint32_t>(launch.grid.count()) + 1;
+  number = ++run.launches;
   for (const Region& region : launch.regions) {
     if (region.bytes == 0) continue;
     Allocation* a = memory.find(region.base);
@@ -241,14 +251,13 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
     view.writable = region.writable;
     view.allocation = a;
     view.index = views.size() - 1;
-    if (region.writable) races[a];
   }
-  for (auto& [allocation, cells] : races) {
-    cells = LazyMemory(((allocation->bytes >> global_shift) + 1) * sizeof(GlobalCell));
-  }
+  // Memory that nobody can write has no races.
   for (View& view : views) {
-    const auto cells = races.find(view.allocation);
-    if (cells != races.end()) view.races = cells->second.as<GlobalCell>();
+    const bool writable = std::any_of(views.begin(), views.end(), [&](const View& v) {
+      return v.allocation == view.allocation && v.writable;
+    });
+    if (writable) view.races = races_of(*view.allocation);
   }
   if (options.shuffle) {
     order.resize(launch.grid.count());
@@ -256,6 +265,16 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
     std::mt19937_64 generator(options.seed);
     std::shuffle(order.begin(), order.end(), generator);
   }
+}
+
+GlobalCell* LaunchState::races_of(Allocation& allocation) {
+  AllocationShadow& shadow = allocation.shadow;
+  if (!shadow.races || shadow.races_shift != global_shift) {
+    shadow.races = LazyMemory();
+    shadow.races = LazyMemory(((allocation.bytes >> global_shift) + 1) * sizeof(GlobalCell));
+    shadow.races_shift = global_shift;
+  }
+  return shadow.races.as<GlobalCell>();
 }
 
 View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, bool write,
@@ -300,15 +319,14 @@ View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, 
   view.end = a->base + a->bytes;
   view.allocation = a;
   view.index = views.size() - 1;
-  LazyMemory& cells = races[a];
-  if (!cells) cells = LazyMemory(((a->bytes >> global_shift) + 1) * sizeof(GlobalCell));
-  view.races = cells.as<GlobalCell>();
+  view.races = races_of(*a);
   return view;
 }
 
 // ---- blocks -------------------------------------------------------------------------------------
 
-Worker::Worker(LaunchState& state, uint64_t seed) : state(state), random(mix(seed)) {
+Worker::Worker(LaunchState& state, Scratch& scratch, uint32_t index)
+    : state(state), scratch(scratch), index(index), random(mix(state.options.seed + index)) {
   const Program& program = state.program;
   const auto threads = static_cast<uint32_t>(state.launch.block.count());
   const uint32_t warps = (threads + kLanes - 1) / kLanes;
@@ -316,24 +334,30 @@ Worker::Worker(LaunchState& state, uint64_t seed) : state(state), random(mix(see
   hits.assign(code, 0);
   lanes.assign(code, 0);
   view_of.assign(code, nullptr);
-  rows.assign(program.row_bytes * warps, 0);
-  defined.assign(size_t{program.ids} * warps, 0);
-  local.assign(state.launch.kernel->local * kLanes * warps * 2, 0);
+  const auto grow = [](auto& buffer, size_t size) {
+    if (buffer.size() < size) buffer.resize(size);
+  };
+  grow(scratch.rows, program.row_bytes * warps);
+  grow(scratch.defined, size_t{program.ids} * warps);
+  grow(scratch.local, state.launch.kernel->local * kLanes * warps * 2);
   block.worker = this;
   block.launch = &state;
   block.warps.resize(warps);
-  block.shared.assign(program.dynamic_shared + state.launch.dynamic_shared, 0);
-  uint32_t shift = 2;
-  while ((1u << shift) > program.shared_granule) --shift;
+  block.shared_bytes = program.dynamic_shared + state.launch.dynamic_shared;
+  grow(scratch.shared, block.shared_bytes);
+  block.shared = scratch.shared.data();
+  uint32_t shift = 0;
+  while ((1u << shift) < program.shared_granule) ++shift;
   block.shared_shadow.shift = shift;
-  block.shared_shadow.cells.resize((block.shared.size() >> shift) + 1);
+  grow(scratch.cells, (block.shared_bytes >> shift) + 1);
+  block.shared_shadow.cells = scratch.cells.data();
 }
 
 void Worker::start_block(uint64_t linear) {
   const Program& program = state.program;
   const Dim3& grid = state.launch.grid;
   block.linear = linear;
-  block.serial = static_cast<uint32_t>(linear + 1);
+  block.serial = state.first_serial + 1 + static_cast<uint32_t>(linear);
   block.ctaid[0] = static_cast<uint32_t>(linear % grid.x);
   block.ctaid[1] = static_cast<uint32_t>(linear / grid.x % grid.y);
   block.ctaid[2] = static_cast<uint32_t>(linear / (uint64_t{grid.x} * grid.y));
@@ -344,28 +368,28 @@ void Worker::start_block(uint64_t linear) {
   known.clear();
   std::fill(std::begin(fenced), std::end(fenced), false);
 
-  auto& cells = block.shared_shadow.cells;
+  SharedCell* cells = block.shared_shadow.cells;
   const uint32_t shift = block.shared_shadow.shift;
-  if (program.dynamic_shared) {
-    SharedCell gap;
-    gap.set(SharedCell::kGap);
-    std::fill(cells.begin(), cells.begin() + (program.dynamic_shared >> shift), gap);
-    for (const Extent& e : program.shared) {
-      std::fill(cells.begin() + (e.offset >> shift),
-                cells.begin() + ((e.offset + e.bytes + (1u << shift) - 1) >> shift), SharedCell());
-    }
+  SharedCell gap;
+  gap.set(SharedCell::kGap);
+  std::fill(cells, cells + (program.dynamic_shared >> shift), gap);
+  for (const Extent& e : program.shared) {
+    const uint32_t end = (e.offset + e.bytes + (1u << shift) - 1) >> shift;
+    std::fill(cells + (e.offset >> shift), cells + end, SharedCell());
   }
-  std::fill(cells.begin() + (program.dynamic_shared >> shift), cells.end(), SharedCell());
+  std::fill(cells + (program.dynamic_shared >> shift), cells + (block.shared_bytes >> shift) + 1,
+            SharedCell());
 
-  std::fill(defined.begin(), defined.end(), 0u);
+  std::fill_n(scratch.defined.begin(), size_t{program.ids} * warps, 0u);
   const size_t local_bytes = state.launch.kernel->local * kLanes;
-  if (local_bytes) std::fill(local.begin() + local_bytes * warps, local.end(), uint8_t{0});
+  std::fill_n(scratch.local.begin() + static_cast<ptrdiff_t>(local_bytes * warps),
+              local_bytes * warps, uint8_t{0});
   const uint64_t threads = state.launch.block.count();
   for (uint32_t i = 0; i < warps; ++i) {
     Warp& w = block.warps[i];
-    w.bases[0] = rows.data() + program.row_bytes * i;
+    w.bases[0] = scratch.rows.data() + program.row_bytes * i;
     w.bases[1] = const_cast<uint8_t*>(program.constants.data());
-    w.defined = defined.data() + size_t{program.ids} * i;
+    w.defined = scratch.defined.data() + size_t{program.ids} * i;
     w.defined[0] = kAllLanes;
     w.pc = w.next = 0;
     const uint64_t rest = threads - uint64_t{i} * kLanes;
@@ -378,8 +402,8 @@ void Worker::start_block(uint64_t linear) {
     w.waiting = nullptr;
     w.block = &block;
     w.index = i;
-    w.local = local.data() + local_bytes * i;
-    w.local_written = local.data() + local_bytes * (warps + i);
+    w.local = scratch.local.data() + local_bytes * i;
+    w.local_written = scratch.local.data() + local_bytes * (warps + i);
     w.copies.clear();
     w.undefined_what.clear();
     std::fill(std::begin(w.committed), std::end(w.committed), 0u);
@@ -613,13 +637,19 @@ void note_completed(const LaunchState& state) {
 
 Counts run(const Launch& launch, Memory& memory, const Options& options) {
   const auto begin = std::chrono::steady_clock::now();
+  if (!memory.run_state) memory.run_state = std::make_shared<RunState>();
+  RunState& run_state = *memory.run_state;
+  const std::lock_guard<std::mutex> lock(run_state.running);
   LaunchState state(launch, memory, options);
   uint64_t threads = options.threads > 0 ? static_cast<uint64_t>(options.threads)
                                          : std::max(1u, std::thread::hardware_concurrency());
   threads = std::min<uint64_t>(threads, std::max<uint64_t>(launch.grid.count(), 1));
   state.concurrent = threads > 1;
   std::deque<Worker> workers;
-  for (uint64_t i = 0; i < threads; ++i) workers.emplace_back(state, options.seed + i);
+  while (run_state.scratch.size() < threads) {
+    run_state.scratch.push_back(std::make_unique<Scratch>());
+  }
+  for (uint32_t i = 0; i < threads; ++i) workers.emplace_back(state, *run_state.scratch[i], i);
   std::vector<std::thread> others;
   for (uint64_t i = 1; i < threads; ++i) others.emplace_back([&, i] { workers[i].run(); });
   workers[0].run();

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -132,18 +133,43 @@ struct SharedCell {
 };
 
 struct SharedShadow {
-  std::vector<SharedCell> cells;
-  uint32_t shift = 2;  // log2 of the granule
+  SharedCell* cells = nullptr;
+  uint32_t shift = 0;  // log2 of the granule
 };
 
-// Within a launch, of one allocation: 64 bits for the last writer and for the readers.
+// Memory that is mapped when touched and starts as zeros: shadows are far larger than what of them
+// is used. Mapping a page costs microseconds, so what can be used again is.
+class LazyMemory {
+ public:
+  LazyMemory() = default;
+  explicit LazyMemory(size_t bytes);
+  ~LazyMemory();
+  LazyMemory(LazyMemory&& other) noexcept { *this = std::move(other); }
+  LazyMemory& operator=(LazyMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Of global memory: 64 bits for the last writer and for the readers.
 //   block serial : 32 | clock : 21 | atomic : 1 | thread : 10
+// Serials grow over the launches of a device, so that what an earlier launch left behind is known
+// to be old. A launch's first serial is no block's: it stands for several of its blocks.
 struct GlobalCell {
   std::atomic<uint64_t> writer, reader;
 };
 
 inline constexpr uint64_t kAtomicBit = uint64_t{1} << kThreadBits;
-inline constexpr uint64_t kManyBlocks = uint64_t{0xFFFFFFFF} << 32;
 
 inline uint64_t global_stamp(uint32_t serial, uint32_t clock, uint32_t thread, bool atomic) {
   return uint64_t{serial} << 32 | uint64_t{clock & 0x1FFFFF} << (kThreadBits + 1) |
@@ -154,6 +180,24 @@ inline uint32_t stamp_clock(uint64_t stamp) {
   return static_cast<uint32_t>(stamp) >> (kThreadBits + 1);
 }
 inline uint32_t stamp_thread(uint64_t stamp) { return static_cast<uint32_t>(stamp) & kThreadMask; }
+
+enum class Direction : uint8_t { kRead, kWrite, kAtomic };
+inline constexpr size_t kDirections = 3;
+inline constexpr uint32_t kSectorBytes = 32;
+
+// One sector and one host thread: the last block and the last request that touched it.
+struct SectorCell {
+  uint32_t block = 0, request = 0, bytes = 0;
+};
+
+// All shadows of an allocation; they live as long as it does. Sectors are counted from the one that
+// its first byte is in.
+struct AllocationShadow {
+  LazyMemory races;                  // GlobalCell, by granule
+  uint32_t races_shift = 0;          // log2 of the granule
+  LazyMemory launches[kDirections];  // by sector, the last launch that touched it
+  std::vector<std::array<LazyMemory, kDirections>> sectors;  // SectorCell, by host thread
+};
 
 // What blocks told each other: a fence and then an atomic publishes what a block did so far to
 // whoever does an atomic at the same address later ("the last block sums up").

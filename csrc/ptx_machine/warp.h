@@ -83,10 +83,8 @@ struct Warp {
   // ---- cp.async --------------------------------------------------------------------------------
   struct Copy {
     uint32_t to = 0;  // shared offset
-    uint8_t bytes = 0, read = 0;
-    uint8_t lane = 0;
+    uint8_t bytes = 0, lane = 0;
     uint32_t group = 0;  // of its lane
-    uint32_t pc = 0;
     uint8_t data[16];
   };
   std::vector<Copy> copies;         // issued, not yet waited for
@@ -116,7 +114,8 @@ struct Block {
   uint64_t linear = 0;  // index in the grid
   uint32_t serial = 0;  // linear + 1: 0 is nobody
   std::vector<Warp> warps;
-  std::vector<uint8_t> shared;
+  uint8_t* shared = nullptr;
+  size_t shared_bytes = 0;
   SharedShadow shared_shadow;
   Ordering ordering;
   Barrier barriers[16];
