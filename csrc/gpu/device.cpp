@@ -213,6 +213,7 @@ std::pair<size_t, size_t> Device::memory() const {
 
 std::shared_ptr<Module> Device::load(const std::string& image) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  if (closed()) throw DeviceError("the device has been closed");
   const size_t hash = std::hash<std::string>()(image);
   auto [first, last] = modules_.equal_range(hash);
   while (first != last) {

@@ -132,8 +132,9 @@ Driver::Driver(void* library) : path(path_of(library)), library_(library) {
     const char* sentence = nullptr;
     api.cuGetErrorName(started, &name);
     api.cuGetErrorString(started, &sentence);
+    const std::string why = is_machine() ? machine.error() : sentence ? sentence : "";
     throw OpenError(path + ": cuInit returned " + (name ? name : std::to_string(started)) +
-                    (sentence ? std::string(": ") + sentence : ""));
+                    (why.empty() ? "" : ": " + why));
   }
 }
 

@@ -110,6 +110,16 @@ int attribute_of(const Device& device, CUdevice_attribute attribute) {
          text("device attribute %u is not one that the machine knows", unsigned{attribute}));
 }
 
+// Whether the processor has what the interpreter is compiled for (CMakeLists.txt).
+bool runs_here() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return true;
+#endif
+}
+
 // The newest version of an entry point of this library: what it exports is the list.
 void* entry_point(const std::string& name) {
   static void* const self = [] {
@@ -260,6 +270,9 @@ EFFNET_PTX_EXPORT CUresult cuGetErrorString(CUresult code, const char** sentence
 EFFNET_PTX_EXPORT CUresult cuInit(unsigned flags) {
   return api_before_init("cuInit", [&] {
     if (flags) refuse(CUDA_ERROR_INVALID_VALUE, text("Flags is %u; accepted: 0", flags));
+    if (!runs_here()) {
+      refuse(CUDA_ERROR_NO_DEVICE, "the interpreter needs a processor with AVX2, FMA and F16C");
+    }
     state().initialised = true;
   });
 }
