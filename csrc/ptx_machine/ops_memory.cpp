@@ -585,10 +585,13 @@ void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
       }
       result[l] = pair;
     }
-    // One undefined row and no lane of the matrix is to be trusted.
-    const bool whole = (defined >> (8 * m) & 0xFF) == 0xFF;
+    uint32_t sources = 0;
+    for (int l = 0; l < kLanes; ++l) {
+      const uint32_t rows_read = in.mode ? 3u << (2 * (l % 4)) : 1u << (l / 4);
+      sources |= uint32_t{(defined >> (8 * m) & rows_read) == rows_read} << l;
+    }
     w.write(list[m], result, exec);
-    w.define(list[m], exec, whole ? kAllLanes : 0);
+    w.define(list[m], exec, sources);
   }
 }
 

@@ -41,9 +41,13 @@ void multiply(Warp& w, const Instr& in, uint32_t exec) {
   const int a_count = 2 * k / columns, b_count = k / columns, c_count = single ? 4 : 2;
   const Ref* d = &w.block->launch->program.lists[in.list];
   const Ref *a = d + c_count, *b = a + a_count, *c = b + b_count;
-  uint32_t defined = kAllLanes;
+  // Of a register the groups of lanes, rows of its matrix, that are defined.
+  const auto groups = [&](Ref r) {
+    uint32_t whole = 0;
+    for (int g = 0; g < 8; ++g) whole |= uint32_t{(w.is_defined(r) >> (4 * g) & 15) == 15} << g;
+    return whole;
+  };
   const auto load = [&](Ref r, float* values) {
-    defined &= w.is_defined(r);
     if (tf32) {
       truncate(w.row<uint32_t>(r), values);
     } else {
@@ -54,8 +58,10 @@ void multiply(Warp& w, const Instr& in, uint32_t exec) {
   // A row of B or C is a vector of 8: GCC and clang both know the type.
   typedef float Row __attribute__((vector_size(32)));
   alignas(32) float ma[16][16], mb[16][8], mc[16][8], values[2 * kLanes];
+  uint32_t a_rows[2] = {0xFF, 0xFF}, b_columns = 0xFF;
   for (int i = 0; i < a_count; ++i) {
     load(a[i], values);
+    a_rows[i & 1] &= groups(a[i]);
     for (int g = 0; g < 8; ++g) {
       std::memcpy(&ma[g + 8 * (i & 1)][columns * (i >> 1)], values + columns * g,
                   static_cast<size_t>(columns) * sizeof(float));
@@ -63,12 +69,12 @@ void multiply(Warp& w, const Instr& in, uint32_t exec) {
   }
   for (int i = 0; i < b_count; ++i) {
     load(b[i], values);
+    b_columns &= groups(b[i]);
     for (int g = 0; g < 8; ++g) {
       for (int t = 0; t < columns; ++t) mb[columns * i + t][g] = values[columns * g + t];
     }
   }
   for (int i = 0; i < c_count; ++i) {
-    defined &= w.is_defined(c[i]);
     if (single) {
       const auto* row = w.row<float>(c[i]);
       for (int l = 0; l < kLanes; ++l) mc[l / 4 + 8 * (i >> 1)][2 * (l % 4) + (i & 1)] = row[l];
@@ -99,8 +105,16 @@ void multiply(Warp& w, const Instr& in, uint32_t exec) {
                     float_to_half(mc[g + 8 * i][2 * t]);
       }
     }
+    // An element is as defined as the row of A, the column of B and the element of C behind it.
+    uint32_t sources = 0;
+    for (int l = 0; l < kLanes; ++l) {
+      const uint32_t columns_of = single ? 1u << (2 * (l % 4) + (i & 1)) : 3u << (2 * (l % 4));
+      const bool row = a_rows[single ? i >> 1 : i] >> (l / 4) & 1;
+      sources |= uint32_t{row && (b_columns & columns_of) == columns_of} << l;
+    }
+    const uint32_t before = w.is_defined(c[i]);
     w.write(d[i], result, exec);
-    w.define(d[i], exec, defined == kAllLanes ? kAllLanes : 0);
+    w.define(d[i], exec, sources & before);
   }
 }
 

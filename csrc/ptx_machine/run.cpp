@@ -4,6 +4,7 @@
 #include <cxxabi.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <numeric>
@@ -40,6 +41,16 @@ std::string readable(const std::string& kernel) {
   std::free(demangled);
   if (full.size() <= 60) return full;
   std::string text;
+  if (full.rfind("_ZN", 0) == 0) {  // some of nvcc's names the demangler does not know
+    for (size_t at = 3; std::isdigit(static_cast<unsigned char>(full[at]));) {
+      size_t digits = 0;
+      const size_t length = std::stoul(full.substr(at, 4), &digits);
+      text += (text.empty() ? "" : "::") + full.substr(at + digits, length);
+      at += digits + length;
+      if (at >= full.size()) break;
+    }
+    return text + "<...>";
+  }
   int depth = 0;
   for (const char c : full) {
     if (c == '(' && depth == 0) break;
