@@ -39,11 +39,17 @@ from triton.language.random import uint_to_uniform_float
 
 @dataclass(frozen=True)
 class Foreign:
-    """A kernel: its PTX, and a run on a device that raises AssertionError where it is wrong."""
+    """A kernel: its PTX, and runs on a device that raise AssertionError where they are wrong."""
 
     name: str
     ptx: Callable[[int], str]  # of a capability
-    check: Callable[[Device, str], None]
+    check_problem: Callable[..., None]  # of a device, a PTX text and a problem
+    problems: list[tuple]
+
+    def check(self, device: Device, ptx: str) -> None:
+        """Every problem, the one that is most likely to find a mistake first."""
+        for problem in self.problems:
+            self.check_problem(device, ptx, *problem)
 
 
 # ---- compiling ----------------------------------------------------------------------------------
@@ -152,9 +158,9 @@ def vector_add_ptx(capability: int) -> str:
     return triton_ptx(fn, signature, {"BLOCK_SIZE": 512}, capability, divisible=pointers)
 
 
-def check_vector_add(device: Device, ptx: str) -> None:
+def check_vector_add(device: Device, ptx: str, n: int) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2, 1300), dtype=np.float32)
+    x, y = rng.standard_normal((2, n), dtype=np.float32)
     dx, dy, out = device.upload(x), device.upload(y), device.empty(x.nbytes)
     regions = (dx.region("x", "r"), dy.region("y", "r"), out.region("out", "w"))
     run_triton(device, ptx, (3,), (dx, dy, out, x.size), regions)
@@ -168,8 +174,7 @@ def softmax_ptx(capability: int) -> str:
     return triton_ptx(fn, signature, {"BLOCK_SIZE": 1024}, capability)
 
 
-def check_softmax(device: Device, ptx: str) -> None:
-    rows, columns = 3, 901
+def check_softmax(device: Device, ptx: str, rows: int, columns: int) -> None:
     x = np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
     dx, out = device.upload(x), device.empty(x.nbytes)
     regions = (dx.region("x", "r"), out.region("out", "w"))
@@ -188,8 +193,7 @@ def layer_norm_ptx(capability: int) -> str:
     return triton_ptx(fn, signature, {"BLOCK_SIZE": 1024}, capability)
 
 
-def check_layer_norm(device: Device, ptx: str) -> None:
-    rows, columns = 3, 901
+def check_layer_norm(device: Device, ptx: str, rows: int, columns: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, columns), dtype=np.float32)
     weight, bias = rng.standard_normal((2, columns), dtype=np.float32)
@@ -221,8 +225,8 @@ def matmul_ptx(capability: int) -> str:
     return triton_ptx(fn, signature, constants, capability, divisible=aligned, num_stages=3)
 
 
-def check_matmul(device: Device, ptx: str) -> None:
-    m, n, k, pitch = 100, 72, 112, 80  # rows of B and C are padded: 16-byte copies
+def check_matmul(device: Device, ptx: str, m: int, n: int, k: int) -> None:
+    pitch = -(-n // 16) * 16  # rows of B and C start at multiples of 16 bytes
     rng = np.random.default_rng(0)
     a = rng.standard_normal((m, k)).astype(np.float16)
     b = rng.standard_normal((k, pitch)).astype(np.float16)
@@ -232,7 +236,8 @@ def check_matmul(device: Device, ptx: str) -> None:
     inputs = [x.region(name, "r") for x, name in ((da, "a"), (db, "b"), (di, "bias"))]
     arguments = (da, db, out, di, 0, 0, m, n, k, m * k, k, pitch, m * pitch, pitch)
     regions = (*inputs, out.region("c", "w"))
-    run_triton(device, ptx, (1, 2, 2), arguments, regions, shared=49152)
+    grid = (1, -(-m // 64), -(-n // 64))
+    run_triton(device, ptx, grid, arguments, regions, shared=49152)
     product = a.astype(np.float64) @ b[:, :n].astype(np.float64)
     expected = np.where(product >= 0, product, 0.01 * product) + bias.astype(np.float64)
     actual = device.download(out, np.float16, (m, pitch))
@@ -263,8 +268,8 @@ def philox(seed: int, c0: np.ndarray, c1: int) -> list[np.ndarray]:
     return [x.astype(np.uint32) for x in c]
 
 
-def check_dropout(device: Device, ptx: str) -> None:
-    n, p, seed, block = 3000, 0.3, 0x123456789ABCDEF, 512
+def check_dropout(device: Device, ptx: str, n: int) -> None:
+    p, seed, block = 0.3, 0x123456789ABCDEF, 512
     x = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
     dx, out, mask = device.upload(x), device.empty(x.nbytes), device.empty(n)
     regions = (dx.region("x", "r"), out.region("out", "w"), mask.region("mask", "w"))
@@ -295,19 +300,20 @@ def cut_kernel(ptx: str, part: str) -> str:
     return head + ".visible .entry " + entry[: re.search(r"ret;\s*}", entry).end()]
 
 
-CUB_TILE, CUB_SIZE = 512, 1300
+CUB_TILE = 512
 
 
-def check_cub(dtype, reference: Callable[[np.ndarray], np.ndarray], outputs: int):
-    def check(device: Device, ptx: str) -> None:
-        x = np.random.default_rng(0).integers(0, 2**31, CUB_SIZE).astype(dtype)
-        dx, out = device.upload(x), device.empty(4 * outputs)
+def check_cub(dtype, reference: Callable[[np.ndarray], np.ndarray]):
+    def check(device: Device, ptx: str, n: int) -> None:
+        x = np.random.default_rng(0).integers(0, 2**31, n).astype(dtype)
+        tiles = [reference(x[i : i + CUB_TILE]) for i in range(0, n, CUB_TILE)]
+        expected = np.concatenate(tiles)
+        dx, out = device.upload(x), device.empty(expected.nbytes)
         regions = (dx.region("in", "r"), out.region("out", "w"))
         kernel = one_kernel(device, ptx)
-        device.launch(Launch(kernel, (3,), (128,), 0, (dx, out, CUB_SIZE), regions))
+        device.launch(Launch(kernel, (len(tiles),), (128,), 0, (dx, out, n), regions))
         device.synchronize()
-        tiles = [reference(x[i : i + CUB_TILE]) for i in range(0, CUB_SIZE, CUB_TILE)]
-        np.testing.assert_array_equal(device.download(out, dtype), np.concatenate(tiles))
+        np.testing.assert_array_equal(device.download(out, dtype), expected)
 
     return check
 
@@ -333,9 +339,9 @@ def cutlass_ptx(part: str) -> Callable[[int], str]:
     return lambda capability: cut_kernel(cutlass_build(capability)[0], part)
 
 
-def check_cutlass(function: str, dtype, shape: tuple[int, int, int], b_columns: bool, bound: float):
-    def check(device: Device, ptx: str) -> None:
-        m, n, k = shape
+def check_cutlass(function: str, dtype, b_columns: bool, bound: float):
+    def check(device: Device, ptx: str, m: int, n: int, k: int, beta: float, where: str) -> None:
+        alpha = 2.0
         rng = np.random.default_rng(0)
         a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
         c = rng.standard_normal((m, n)).astype(dtype)
@@ -345,17 +351,25 @@ def check_cutlass(function: str, dtype, shape: tuple[int, int, int], b_columns: 
         pack = getattr(cutlass_build(80)[1], function)
         pack.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3
         pack.argtypes += [ctypes.c_void_p, ctypes.c_int] * 3 + [ctypes.c_float] * 2
-        ldb = k if b_columns else n
-        size = pack(
-            packed, launch, m, n, k, da.address, k, db.address, ldb, dc.address, n, 2.0, 0.5
-        )
-        regions = (da.region("a", "r"), db.region("b", "r"), dc.region("c", "rw"))
+        pack.argtypes += [ctypes.c_void_p] * 2 + [ctypes.c_int]
+        matrices = (da.address, k, db.address, k if b_columns else n, dc.address, n)
+        # The factors as values, behind pointers, or behind arrays of pointers.
+        factors = device.upload(np.array([alpha, beta], np.float32))
+        pointers = [factors.address, factors.address + 4]
+        arrays = device.upload(np.array(pointers, np.uint64))
+        level = ("value", "pointer", "array").index(where)
+        if where == "array":
+            pointers = [arrays.address, arrays.address + 8]
+        size = pack(packed, launch, m, n, k, *matrices, alpha, beta, *pointers, level)
+        regions = [da.region("a", "r"), db.region("b", "r"), dc.region("c", "rw")]
+        regions += [factors.region("factors", "r"), arrays.region("arrays", "r")]
         *grid, threads, shared = launch
         arguments = (packed.raw[:size],)
         kernel = one_kernel(device, ptx)
-        device.launch(Launch(kernel, tuple(grid), (threads,), shared, arguments, regions))
+        device.launch(Launch(kernel, tuple(grid), (threads,), shared, arguments, tuple(regions)))
         device.synchronize()
-        expected = 2 * (a.astype(np.float64) @ b.astype(np.float64)) + 0.5 * c.astype(np.float64)
+        product = a.astype(np.float64) @ b.astype(np.float64)
+        expected = alpha * product + beta * c.astype(np.float64)
         expect_close(device.download(dc, dtype, (m, n)), expected, bound)
 
     return check
@@ -363,31 +377,42 @@ def check_cutlass(function: str, dtype, shape: tuple[int, int, int], b_columns: 
 
 # ---- all of them --------------------------------------------------------------------------------
 
+ROWS = [(3, 901), (2, 40), (2, 1024)]  # ragged, mostly masked, full
+TILES = [(1300,), (100,), (1024,)]
+GEMMS = [(*shape, 0.5, "value") for shape in ((136, 72, 104), (8, 8, 8), (64, 128, 96))]
+GEMMS += [(136, 72, 104, 0.0, "value"), (136, 72, 104, 0.5, "pointer"), (72, 136, 40, 0.5, "array")]
+SIMT_GEMMS = [(*shape, 0.5, "value") for shape in ((70, 65, 19), (3, 2, 1), (64, 128, 24))]
+SIMT_GEMMS += [(70, 65, 19, 0.0, "value"), (70, 65, 19, 0.5, "pointer"), (65, 70, 9, 0.5, "array")]
+
 KERNELS = [
-    Foreign("triton_vector_add", vector_add_ptx, check_vector_add),
-    Foreign("triton_softmax", softmax_ptx, check_softmax),
-    Foreign("triton_layer_norm", layer_norm_ptx, check_layer_norm),
-    Foreign("triton_matmul", matmul_ptx, check_matmul),
-    Foreign("triton_dropout", dropout_ptx, check_dropout),
+    Foreign("triton_vector_add", vector_add_ptx, check_vector_add, [(1300,), (100,), (1536,)]),
+    Foreign("triton_softmax", softmax_ptx, check_softmax, ROWS),
+    Foreign("triton_layer_norm", layer_norm_ptx, check_layer_norm, ROWS),
+    Foreign("triton_matmul", matmul_ptx, check_matmul, [(100, 72, 112), (8, 8, 16), (64, 128, 96)]),
+    Foreign("triton_dropout", dropout_ptx, check_dropout, [(3000,), (200,), (4096,)]),
     Foreign(
         "cub_block_reduce",
         cub_ptx("block_reduce"),
-        check_cub(np.int32, lambda x: x.sum(dtype=np.int32, keepdims=True), 3),
+        check_cub(np.int32, lambda x: x.sum(dtype=np.int32, keepdims=True)),
+        TILES,
     ),
     Foreign(
         "cub_block_scan",
         cub_ptx("block_scan"),
-        check_cub(np.int32, lambda x: np.cumsum(x, dtype=np.int32) - x, CUB_SIZE),
+        check_cub(np.int32, lambda x: np.cumsum(x, dtype=np.int32) - x),
+        TILES,
     ),
-    Foreign("cub_block_sort", cub_ptx("block_sort"), check_cub(np.uint32, np.sort, CUB_SIZE)),
+    Foreign("cub_block_sort", cub_ptx("block_sort"), check_cub(np.uint32, np.sort), TILES),
     Foreign(
         "cutlass_simt_gemm",
         cutlass_ptx("MmaPipelined"),
-        check_cutlass("simt_parameters", np.float32, (70, 65, 19), False, 1e-6),
+        check_cutlass("simt_parameters", np.float32, False, 1e-6),
+        SIMT_GEMMS,
     ),
     Foreign(
         "cutlass_tensor_op_gemm",
         cutlass_ptx("MmaMultistage"),
-        check_cutlass("tensor_op_parameters", np.float16, (136, 72, 104), True, 2**-11),
+        check_cutlass("tensor_op_parameters", np.float16, True, 2**-11),
+        GEMMS,
     ),
 ]

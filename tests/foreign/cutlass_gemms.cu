@@ -26,20 +26,28 @@ template __global__ void cutlass::Kernel<Simt::GemmKernel>(Simt::GemmKernel::Par
 template __global__ void cutlass::Kernel<TensorOp::GemmKernel>(TensorOp::GemmKernel::Params);
 
 // Writes the kernel's one parameter to `out` and returns its bytes. launch: grid x, y, z, threads,
-// bytes of shared memory. c is D as well.
+// bytes of shared memory. c is D as well. level: the factors are the values, or behind pointers on
+// the device, or behind arrays of such pointers.
 template <class Gemm>
 int parameters(void* out, int* launch, int m, int n, int k, void* a, int lda, void* b, int ldb,
-               void* c, int ldc, float alpha, float beta) {
+               void* c, int ldc, float alpha, float beta, const void* alphas, const void* betas,
+               int level) {
   using Kernel = typename Gemm::GemmKernel;
   using Tile = typename Gemm::ThreadblockShape;
   typename Gemm::ThreadblockSwizzle swizzle;
   const cutlass::gemm::GemmCoord problem(m, n, k);
   const auto tiled = swizzle.get_tiled_shape(problem, {Tile::kM, Tile::kN, Tile::kK}, 1);
+  using Factors = typename Gemm::EpilogueOutputOp::Params;
+  const auto pointer = [](const void* p) { return static_cast<const float*>(p); };
+  const auto pointers = [](const void* p) { return static_cast<const float* const*>(p); };
+  const Factors factors = level == 0   ? Factors(alpha, beta)
+                          : level == 1 ? Factors(pointer(alphas), pointer(betas))
+                                       : Factors(pointers(alphas), pointers(betas));
   const typename Kernel::Params params(
       problem, tiled, {static_cast<typename Gemm::ElementA*>(a), lda},
       {static_cast<typename Gemm::ElementB*>(b), ldb},
       {static_cast<typename Gemm::ElementC*>(c), ldc},
-      {static_cast<typename Gemm::ElementC*>(c), ldc}, {alpha, beta});
+      {static_cast<typename Gemm::ElementC*>(c), ldc}, factors);
   std::memcpy(out, &params, sizeof(params));
   const dim3 grid = swizzle.get_grid_shape(tiled);
   const int values[5] = {static_cast<int>(grid.x), static_cast<int>(grid.y),
@@ -49,10 +57,12 @@ int parameters(void* out, int* launch, int m, int n, int k, void* a, int lda, vo
   return sizeof(params);
 }
 
-#define EXPORT(name, Gemm)                                                                     \
-  extern "C" int name(void* out, int* launch, int m, int n, int k, void* a, int lda, void* b,  \
-                      int ldb, void* c, int ldc, float alpha, float beta) {                    \
-    return parameters<Gemm>(out, launch, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta);        \
+#define EXPORT(name, Gemm)                                                                       \
+  extern "C" int name(void* out, int* launch, int m, int n, int k, void* a, int lda, void* b,    \
+                      int ldb, void* c, int ldc, float alpha, float beta, const void* alphas,    \
+                      const void* betas, int level) {                                            \
+    return parameters<Gemm>(out, launch, m, n, k, a, lda, b, ldb, c, ldc, alpha, beta, alphas,   \
+                            betas, level);                                                       \
   }
 EXPORT(simt_parameters, Simt)
 EXPORT(tensor_op_parameters, TensorOp)
