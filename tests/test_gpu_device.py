@@ -2,7 +2,10 @@
 
 import ctypes
 import gc
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -138,6 +141,59 @@ def test_options_of_the_machine():
             Device("ptx", capacity=1 << 21)
     with Device("ptx") as device:
         assert device.memory[1] == 40 << 30
+
+
+STAND_IN = """
+from effnet_fast import _C
+from effnet_fast.errors import BackendError
+from effnet_fast.gpu import Device
+"""
+
+
+def run_with_libcuda(folder, code, before=""):
+    """Run code where the loader finds the machine's library as libcuda.so.1 of a folder.
+
+    `before` runs before anything is imported.
+    """
+    folder.mkdir()
+    (folder / "libcuda.so.1").symlink_to(machine_library())
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    subprocess.run([sys.executable, "-c", before + STAND_IN + code], check=True, env=environment)
+
+
+def test_a_driver_is_found_by_its_name(tmp_path):
+    code = f"""
+with Device("cuda") as device:
+    assert device.capability == 80
+driver = _C.gpu.Driver.open_cuda()
+assert driver.path == {str(tmp_path / "lib" / "libcuda.so.1")!r} and driver.version == 13000
+assert _C.gpu.Driver.open_cuda() is driver
+"""
+    run_with_libcuda(tmp_path / "lib", code)
+
+
+def test_the_driver_in_the_process_is_reused(tmp_path):
+    """A copy from elsewhere, with the name that the loader knows a driver by, is loaded first."""
+    name = machine_library().name.encode() + b"\0"
+    renamed = b"libcuda.so.1\0".ljust(len(name), b"\0")
+    loaded = tmp_path / "driver.so"
+    loaded.write_bytes(machine_library().read_bytes().replace(name, renamed))
+    before = f"import ctypes; ctypes.CDLL({str(loaded)!r})"
+    code = f"""
+assert _C.gpu.Driver.open_cuda().path == {str(loaded)!r}, _C.gpu.Driver.open_cuda().path
+"""
+    run_with_libcuda(tmp_path / "lib", code, before)
+
+
+def test_the_toolkit_s_stub_is_no_driver(tmp_path):
+    code = """
+try:
+    Device("cuda")
+    assert False
+except BackendError as error:
+    assert "/stubs/libcuda.so.1 is the toolkit's stub, not a driver" in str(error), error
+"""
+    run_with_libcuda(tmp_path / "stubs", code)
 
 
 def test_options_are_of_the_machine():
@@ -397,6 +453,17 @@ def test_counts(machine):
     assert tensor["write"]["bytes"] == 64
     assert second["tensors"][0]["write"]["bytes"] == 32
     assert machine.take_counts() == []
+
+
+def test_counts_of_what_ran_before_a_fault():
+    with Device("ptx") as device:
+        y = device.empty(64)
+        device.launch(store(device.load(KERNELS), y, 1))
+        kernel = device.load(fault_image("device_trap")).kernel("device_trap")
+        device.launch(Launch(kernel, (1,), (32,), arguments=(y, 1)))
+        with pytest.raises(KernelFault):
+            device.synchronize()
+        assert [counts["kernel"] for counts in device.take_counts()] == ["store"]
 
 
 # ---- streams, events, graphs ---------------------------------------------------------------------

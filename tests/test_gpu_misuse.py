@@ -324,7 +324,7 @@ def parameters_too_long(b):
     return launch_extra(b, "store", bytes(24), 24)
 
 
-@misuse("INVALID_VALUE", "no parameters are given; it has 3")
+@misuse("INVALID_VALUE", "no parameters are given; it has 3", UNLOOKED)
 def parameters_missing(b):
     return b.raw.call("cuLaunchKernel", b.function("store"), 1, 1, 1, 32, 1, 1, 0, 0, None, None)
 
@@ -492,7 +492,7 @@ def ptx_with_a_mistake(b):
     return b.raw.call("cuModuleLoadData", ctypes.byref(u64()), image)
 
 
-@misuse("INVALID_IMAGE", "neither PTX nor a fat binary")
+@misuse("INVALID_IMAGE", "neither PTX nor a fat binary", "a real driver may try to compile it")
 def image_of_nothing(b):
     return b.raw.call("cuModuleLoadData", ctypes.byref(u64()), b"hello, world")
 
@@ -535,7 +535,7 @@ def copy_past_the_end(b):
     return b.raw.call("cuMemcpyHtoD_v2", b.memory + 192, bytes(65), 65)
 
 
-@misuse("INVALID_VALUE", "srcDevice")
+@misuse("INVALID_VALUE", "srcDevice", "a real driver takes it for a host address")
 def copy_from_nowhere(b):
     return b.raw.call("cuMemcpyDtoH_v2", (u32 * 4)(), 64, 16)
 
@@ -560,7 +560,7 @@ def free_of_foreign_host_memory(b):
     return b.raw.call("cuMemFreeHost", ctypes.addressof(u64()))
 
 
-@misuse("INVALID_VALUE", "is neither device memory nor pinned")
+@misuse("INVALID_VALUE", "is neither device memory nor pinned", "a GPU may reach it")
 def attribute_of_pageable_memory(b):
     return b.raw.call(
         "cuPointerGetAttribute", ctypes.byref(u64()), 3, ctypes.addressof((u32 * 4)())
@@ -617,11 +617,11 @@ def breaks_capture(call):
     return run
 
 
-def capturing(expected, says):
+def capturing(expected, says, machine_only=""):
     def register(function):
         wrapped = breaks_capture(function)
         wrapped.__name__ = function.__name__ + "_in_capture"
-        return misuse(expected, says)(wrapped)
+        return misuse(expected, says, machine_only)(wrapped)
 
     return register
 
@@ -636,7 +636,7 @@ def free(b, stream):
     return b.raw.call("cuMemFree_v2", b.memory)
 
 
-@capturing("STREAM_CAPTURE_UNSUPPORTED", "loading a module")
+@capturing("STREAM_CAPTURE_UNSUPPORTED", "loading a module", STRICTER)
 def module_load(b, stream):
     return b.raw.call("cuModuleLoadData", ctypes.byref(u64()), KERNELS.encode())
 

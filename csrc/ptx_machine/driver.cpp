@@ -214,7 +214,7 @@ CUresult guarded(const char* call, bool needs_init, const std::function<CUresult
   }
 }
 
-Context& current() {
+Context& current(bool broken_too) {
   const Thread& thread = this_thread();
   if (thread.contexts.empty() || !thread.contexts.back()) {
     refuse(CUDA_ERROR_INVALID_CONTEXT, "no context is current to this thread");
@@ -223,7 +223,7 @@ Context& current() {
   if (!context.alive) {
     refuse(CUDA_ERROR_CONTEXT_IS_DESTROYED, "the context that is current has been destroyed");
   }
-  if (context.broken) throw *context.broken;
+  if (context.broken && !broken_too) throw *context.broken;
   return context;
 }
 
@@ -458,7 +458,7 @@ __attribute__((visibility("default"))) int effnet_ptx_poison(uint64_t base, uint
 __attribute__((visibility("default"))) size_t effnet_ptx_take_counts(char* buffer, size_t size) {
   size_t needed = 0;
   api("effnet_ptx_take_counts", [&] {
-    Context& context = current();
+    Context& context = current(true);  // what ran before a fault is of interest after it
     std::string json = "[";
     for (const std::string& counts : context.counts) {
       if (json.size() > 1) json += ",\n";

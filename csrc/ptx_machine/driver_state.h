@@ -205,8 +205,8 @@ Handle handle_of(Object* object) {
   return reinterpret_cast<Handle>(object);
 }
 
-// The context that calls of this thread act on; refuses when there is none, or it is broken.
-Context& current();
+// The context that calls of this thread act on; refuses when there is none, or a fault broke it.
+Context& current(bool broken_too = false);
 // The live object of a handle, of the current context. `what` is the argument's name.
 Object& find_object(const void* handle, Kind kind, const char* what);
 Stream& find_stream(CUstream handle);

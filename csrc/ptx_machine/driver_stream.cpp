@@ -211,6 +211,8 @@ EFFNET_PTX_EXPORT CUresult cuStreamDestroy_v2(CUstream handle) {
     }
     refuse_captured(stream, "destroying the stream");
     stream.alive = false;
+    // With work pending it stays, for the legacy stream to wait for.
+    if (!stream.last || stream.last->done) stream.context->streams.erase(&stream);
   });
 }
 

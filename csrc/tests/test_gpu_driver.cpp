@@ -86,6 +86,20 @@ EFFNET_FAST_TEST(gpu_libraries_that_are_no_driver) {
   CHECK(machine()->is_machine() && machine()->version == 13000, "version");
 }
 
+cuda::CUresult attribute_of_sm_75(int* value, cuda::CUdevice_attribute attribute, cuda::CUdevice) {
+  *value = attribute == cuda::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? 7 : 5;
+  return cuda::CUDA_SUCCESS;
+}
+
+EFFNET_FAST_TEST(gpu_devices_that_are_too_old) {
+  const std::shared_ptr<Driver> driver = machine();
+  const auto kept = driver->api.cuDeviceGetAttribute;
+  driver->api.cuDeviceGetAttribute = &attribute_of_sm_75;
+  const std::string error = error_of<OpenError>([&] { Device::open(driver, 0); });
+  driver->api.cuDeviceGetAttribute = kept;
+  CHECK(error == "effnet_fast PTX machine, sm_80 is sm_75; sm_80 or newer is needed", error);
+}
+
 EFFNET_FAST_TEST(gpu_launches_and_graphs) {
   const auto device = Device::open(machine(), 0);
   Stream stream(device);
