@@ -136,7 +136,8 @@ def one_kernel(device: Device, ptx: str, part: str = ""):
 
 def expect_close(actual: np.ndarray, expected: np.ndarray, relative: float) -> None:
     """Largest error relative to the largest value: NaN fails."""
-    error = np.abs(actual.astype(np.float64) - expected).max() / np.abs(expected).max()
+    scale = np.abs(expected).max() or 1.0
+    error = np.abs(actual.astype(np.float64) - expected).max() / scale
     assert error <= relative, f"error {error:.3g}, allowed {relative:.3g}"
 
 
@@ -221,20 +222,24 @@ def matmul_ptx(capability: int) -> str:
     constants = {"BM": 64, "BK": 32, "BN": 64, "G": 4, "ACTIVATION": "leaky_relu", "X_DIM": 1}
     constants |= {"HAS_INPUT": True, "HAS_ALPHA": False, "HAS_BETA": False, "ALLOW_TF32": False}
     constants |= {"stride_ak": 1, "stride_bn": 1, "stride_cn": 1}
-    aligned = ("a", "b", "c", "input", "stride_am", "stride_bk", "stride_cm", "K")
+    aligned = ("a", "b", "c", "input", "stride_am", "stride_bk", "stride_cm")
     return triton_ptx(fn, signature, constants, capability, divisible=aligned, num_stages=3)
 
 
 def check_matmul(device: Device, ptx: str, m: int, n: int, k: int) -> None:
-    pitch = -(-n // 16) * 16  # rows of B and C start at multiples of 16 bytes
+    pitch, a_pitch = -(-n // 16) * 16, k // 16 * 16 + 16  # rows start at multiples of 16 bytes
     rng = np.random.default_rng(0)
-    a = rng.standard_normal((m, k)).astype(np.float16)
+    # What lies behind a row of A is NaN: it must not be multiplied, not even by 0.
+    padded = np.full((m, a_pitch), np.nan, np.float16)
+    padded[:, :k] = rng.standard_normal((m, k))
+    a = padded[:, :k]
     b = rng.standard_normal((k, pitch)).astype(np.float16)
     bias = rng.standard_normal(n).astype(np.float16)
-    da, db, di = device.upload(a), device.upload(b), device.upload(bias)
+    da, db, di = device.upload(padded), device.upload(b), device.upload(bias)
     out = device.upload(np.zeros((m, pitch), np.float16))
     inputs = [x.region(name, "r") for x, name in ((da, "a"), (db, "b"), (di, "bias"))]
-    arguments = (da, db, out, di, 0, 0, m, n, k, m * k, k, pitch, m * pitch, pitch)
+    strides = (m * a_pitch, a_pitch, pitch, m * pitch, pitch)
+    arguments = (da, db, out, di, 0, 0, m, n, k, *strides)
     regions = (*inputs, out.region("c", "w"))
     grid = (1, -(-m // 64), -(-n // 64))
     run_triton(device, ptx, grid, arguments, regions, shared=49152)
@@ -345,6 +350,8 @@ def check_cutlass(function: str, dtype, b_columns: bool, bound: float):
         rng = np.random.default_rng(0)
         a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
         c = rng.standard_normal((m, n)).astype(dtype)
+        if beta == 0:
+            c[:] = np.nan  # must not be read
         da, db = device.upload(a), device.upload(b.T if b_columns else b)
         dc = device.upload(c)
         packed, launch = ctypes.create_string_buffer(4096), (ctypes.c_int * 5)()
@@ -356,20 +363,24 @@ def check_cutlass(function: str, dtype, b_columns: bool, bound: float):
         # The factors as values, behind pointers, or behind arrays of pointers.
         factors = device.upload(np.array([alpha, beta], np.float32))
         pointers = [factors.address, factors.address + 4]
-        arrays = device.upload(np.array(pointers, np.uint64))
-        level = ("value", "pointer", "array").index(where)
-        if where == "array":
+        null = where == "null array"  # CUTLASS then takes both factors for 0
+        arrays = device.upload(np.array([0, 0] if null else pointers, np.uint64))
+        level = ("value", "pointer", "array", "null array").index(where)
+        if level >= 2:
             pointers = [arrays.address, arrays.address + 8]
         size = pack(packed, launch, m, n, k, *matrices, alpha, beta, *pointers, level)
         regions = [da.region("a", "r"), db.region("b", "r"), dc.region("c", "rw")]
         regions += [factors.region("factors", "r"), arrays.region("arrays", "r")]
         *grid, threads, shared = launch
+        grid[0] += 1  # a swizzle may ask for blocks beyond the last tile: they leave at once
         arguments = (packed.raw[:size],)
         kernel = one_kernel(device, ptx)
         device.launch(Launch(kernel, tuple(grid), (threads,), shared, arguments, tuple(regions)))
         device.synchronize()
         product = a.astype(np.float64) @ b.astype(np.float64)
-        expected = alpha * product + beta * c.astype(np.float64)
+        expected = alpha * product + (beta * c.astype(np.float64) if beta else 0)
+        if null:
+            expected = np.zeros_like(product)
         expect_close(device.download(dc, dtype, (m, n)), expected, bound)
 
     return check
@@ -381,14 +392,23 @@ ROWS = [(3, 901), (2, 40), (2, 1024)]  # ragged, mostly masked, full
 TILES = [(1300,), (100,), (1024,)]
 GEMMS = [(*shape, 0.5, "value") for shape in ((136, 72, 104), (8, 8, 8), (64, 128, 96))]
 GEMMS += [(136, 72, 104, 0.0, "value"), (136, 72, 104, 0.5, "pointer"), (72, 136, 40, 0.5, "array")]
+GEMMS += [(72, 136, 40, 0.5, "null array")]
 SIMT_GEMMS = [(*shape, 0.5, "value") for shape in ((70, 65, 19), (3, 2, 1), (64, 128, 24))]
 SIMT_GEMMS += [(70, 65, 19, 0.0, "value"), (70, 65, 19, 0.5, "pointer"), (65, 70, 9, 0.5, "array")]
+SIMT_GEMMS += [(65, 70, 9, 0.5, "null array"), (64, 64, 0, 0.5, "value")]
+# The last column in every register of a thread: loads of the bias whose values nobody uses.
+COLUMNS = [(8, n, 16) for n in (1, 2, 17, 18, 33, 34, 49, 50)]
 
 KERNELS = [
     Foreign("triton_vector_add", vector_add_ptx, check_vector_add, [(1300,), (100,), (1536,)]),
     Foreign("triton_softmax", softmax_ptx, check_softmax, ROWS),
     Foreign("triton_layer_norm", layer_norm_ptx, check_layer_norm, ROWS),
-    Foreign("triton_matmul", matmul_ptx, check_matmul, [(100, 72, 112), (8, 8, 16), (64, 128, 96)]),
+    Foreign(
+        "triton_matmul",
+        matmul_ptx,
+        check_matmul,
+        [(100, 72, 104), (8, 8, 5), (8, 8, 1), (64, 128, 96), *COLUMNS],
+    ),
     Foreign("triton_dropout", dropout_ptx, check_dropout, [(3000,), (200,), (4096,)]),
     Foreign(
         "cub_block_reduce",

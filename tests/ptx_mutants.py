@@ -6,6 +6,7 @@ atomic made plain. A mutant is caught when the machine reports a fault or the re
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def changes(statement: str, following: list[str], types: dict[str, str]):
         yield "wait for one group less", f"{opcode} {int(operands) + 1};"
     if guard and re.match(r"(ld|st|atom|red|cp\.async)\b", opcode):
         yield "bounds predicate removed", f"{opcode} {operands};"
-    if guard and opcode.startswith("bra") and is_forward(operands, following):
+    if guard and opcode.startswith("bra") and guards_memory(operands, following):
         yield "bounds branch removed", ""
     if re.match(r"cp\.async\.c[ag]", opcode) and operands.count(",") >= 3:
         head, _, _ = operands.rpartition(",")
@@ -85,8 +86,12 @@ def parts_of(statement: str) -> tuple[str, str, str]:
     return (match[1] or "", match[2], match[3].strip()) if match else ("", "", "")
 
 
-def is_forward(label: str, following: list[str]) -> bool:
-    return any(line.strip().startswith(f"{label}:") for line in following)
+def guards_memory(label: str, following: list[str]) -> bool:
+    """Does a branch to the label skip an access to memory?"""
+    skipped = list(itertools.takewhile(lambda s: not s.strip().startswith(f"{label}:"), following))
+    if len(skipped) == len(following):
+        return False  # backwards: a loop
+    return any(re.search(r"(^|\s)(ld|st|atom|red|cp\.async)\.(?!param)", line) for line in skipped)
 
 
 def element_size(opcode: str) -> int:
@@ -135,12 +140,23 @@ def survivors(
     alive = []
     for mutant in mutants(ptx):
         kinds[mutant.kind] += 1
-        with Device("ptx", index, threads=1, max_instructions=20_000_000) as device:
-            try:
-                check(device, mutant.ptx)
-            except (KernelFault, AssertionError):
-                continue
-            except GpuError as error:
-                raise AssertionError(f"a mutant is no PTX: {mutant.after}: {error}") from error
-        alive.append(Survivor(mutant))
+        if not any(is_caught(mutant, check, index, order) for order in ORDERS):
+            alive.append(Survivor(mutant))
     return kinds, alive
+
+
+# Of blocks and warps: some mistakes show in some orders only.
+ORDERS = [{}, *({"shuffle": True, "seed": seed} for seed in range(4))]
+
+
+def is_caught(
+    mutant: Mutant, check: Callable[[Device, str], None], index: int, order: dict
+) -> bool:
+    with Device("ptx", index, threads=1, max_instructions=20_000_000, **order) as device:
+        try:
+            check(device, mutant.ptx)
+        except (KernelFault, AssertionError):
+            return True
+        except GpuError as error:
+            raise AssertionError(f"a mutant is no PTX: {mutant.after}: {error}") from error
+    return False
