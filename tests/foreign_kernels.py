@@ -164,7 +164,7 @@ def check_vector_add(device: Device, ptx: str, n: int) -> None:
     x, y = rng.standard_normal((2, n), dtype=np.float32)
     dx, dy, out = device.upload(x), device.upload(y), device.empty(x.nbytes)
     regions = (dx.region("x", "r"), dy.region("y", "r"), out.region("out", "w"))
-    run_triton(device, ptx, (3,), (dx, dy, out, x.size), regions)
+    run_triton(device, ptx, (-(-n // 512),), (dx, dy, out, n), regions)
     np.testing.assert_array_equal(device.download(out, np.float32), x + y)
 
 
@@ -275,15 +275,16 @@ def philox(seed: int, c0: np.ndarray, c1: int) -> list[np.ndarray]:
 
 def check_dropout(device: Device, ptx: str, n: int) -> None:
     p, seed, block = 0.3, 0x123456789ABCDEF, 512
+    blocks = -(-n // (4 * block))
     x = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
     dx, out, mask = device.upload(x), device.empty(x.nbytes), device.empty(n)
     regions = (dx.region("x", "r"), out.region("out", "w"), mask.region("mask", "w"))
     arguments = (dx, out, mask, n, p, seed, 7)
-    run_triton(device, ptx, (2,), arguments, regions)
-    signed = [r.view(np.int32) for r in philox(seed, 7 + np.arange(2 * block), 0)]
+    run_triton(device, ptx, (blocks,), arguments, regions)
+    signed = [r.view(np.int32) for r in philox(seed, 7 + np.arange(blocks * block), 0)]
     uniform = [np.where(r < 0, -r - 1, r).astype(np.float32) * np.float32(4.6566127342e-10)
                for r in signed]  # fmt: skip
-    keep = np.stack([u.reshape(2, block) > np.float32(p) for u in uniform], 1).reshape(-1)[:n]
+    keep = np.stack([u.reshape(blocks, block) > np.float32(p) for u in uniform], 1).reshape(-1)[:n]
     np.testing.assert_array_equal(device.download(mask).astype(bool), keep)
     expect_close(device.download(out, np.float32), keep * (x / (1 - np.float64(p))), 1e-6)
 
