@@ -5,6 +5,9 @@ VENV ?= .venv
 TORCH := torch==2.14.1 torchvision==0.29.1
 BUILD_REQUIREMENTS := setuptools==84.2.1 cmake==4.4.4 ninja==1.13.2 pybind11==3.1.0
 
+# Kernels that the tests of the PTX machine compile. Without dependencies: sources are all they take.
+FOREIGN := fla-core==0.6.0 flag-gems==5.0.2 liger-kernel==0.8.5 nvidia-cutlass==4.2.0.0
+
 # Two test processes of one OpenMP thread each: more than cores would spin while others wait.
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS)
@@ -32,6 +35,7 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt Makefile $(CPP_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH) $(BUILD_REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(FOREIGN)
 	touch $@
 
 demo: $(STAMP)  ## classify three photos with trained weights, check and time against the stock model
