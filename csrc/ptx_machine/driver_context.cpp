@@ -23,23 +23,15 @@ CUresult code_of(Trap trap) {
   }
 }
 
-// Every context has addresses of its own, so that a pointer into another one is recognised.
-template <class M>
-std::unique_ptr<M> make_memory(size_t capacity, uint64_t index) {
-  if constexpr (std::is_constructible_v<M, size_t, uint64_t>) {
-    return std::make_unique<M>(capacity, (uint64_t{0x10} + index) << 44);
-  } else {
-    return std::make_unique<M>(capacity);
-  }
-}
-
 Context& make_context(CUdevice ordinal) {
   Device& device = device_at(ordinal);
   auto* context = make_object<Context>();
   context->ordinal = ordinal;
   context->options = state().options;
-  context->memory = make_memory<Memory>(state().capacity ? state().capacity : device.capacity,
-                                        state().contexts++);
+  // Every context has addresses of its own, so that a pointer into another one is recognised.
+  const uint64_t first = (uint64_t{0x10} + state().contexts++) << 44;
+  const size_t capacity = state().capacity ? state().capacity : device.capacity;
+  context->memory = std::make_unique<Memory>(capacity, first);
   context->legacy = make_object<Stream>(context);
   context->legacy->legacy = true;
   context->streams.insert(context->legacy);

@@ -26,6 +26,7 @@ struct Allocation {
   uint8_t* written = nullptr;  // one bit a byte: has it ever been written
   bool all_written = false;    // no need to look at `written`
   bool variable = false;       // of a module: no launch declares it
+  bool constant = false;       // kernels cannot write it
   AllocationShadow shadow;
   Allocation(uint64_t base, size_t bytes);
   ~Allocation();
@@ -42,7 +43,9 @@ struct RunState;  // what launches leave for the next one: launch_state.h
 
 class Memory {
  public:
-  explicit Memory(size_t capacity) : capacity_(capacity) {}
+  // `first`: the first allocation's address, so that two memories have none in common.
+  explicit Memory(size_t capacity, uint64_t first = uint64_t{0x7} << 44)
+      : next_(first), capacity_(capacity) {}
 
   // A new allocation, all of it unwritten, or 0 when the capacity is used up. bytes > 0.
   uint64_t allocate(size_t bytes);
@@ -75,7 +78,7 @@ class Memory {
 
   std::mutex mutex_;
   std::map<uint64_t, std::unique_ptr<Allocation>> allocations_;  // live and freed, by base
-  uint64_t next_ = uint64_t{0x7} << 44;
+  uint64_t next_;
   size_t capacity_;
   size_t in_use_ = 0;
 };
