@@ -122,13 +122,47 @@ bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
   const uint32_t serial = stamp_block(stamp);
   const uint32_t many = worker.state.first_serial;
   if (serial < many) return true;  // an earlier launch, or nobody
+  const Whose whose = stamp_whose(stamp);
   if (serial == worker.block.serial) {
-    return worker.block.ordering.before(stamp_thread(stamp), stamp_clock(stamp), thread);
+    const Ordering& order = worker.block.ordering;
+    if (whose == Whose::kWarps) {
+      // One of them is another warp. After a barrier of some warps only, nothing can be said.
+      return (stamp | kAtomicBit) != stamp_of_warps(serial, order, true);
+    }
+    const bool lanes = whose == Whose::kLanes && (stamp_thread(stamp) ^ thread) >> 5 == 0;
+    if (lanes) return stamp_clock(stamp) < order.clock[thread >> 5];
+    return order.before(stamp_thread(stamp), stamp_clock(stamp), thread);
   }
   if (serial == many) return !worker.known.empty();
   const auto known = worker.known.find(serial);
-  return known != worker.known.end() &&
-         stamp_clock(stamp) < known->second.of[stamp_thread(stamp) >> 5];
+  if (known == worker.known.end()) return false;
+  if (whose == Whose::kWarps) return true;
+  // What is strong and follows the fence at once is published with it.
+  const uint32_t clock = stamp_clock(stamp) - (stamp & kAtomicBit ? 1 : 0);
+  return clock < known->second.of[stamp_thread(stamp) >> 5];
+}
+
+bool is_plain(const Worker& worker, uint64_t stamp) {  // and of this launch
+  return stamp_block(stamp) >= worker.state.first_serial && !(stamp & kAtomicBit);
+}
+
+// Those who read, or wrote with atomics, and `thread` of the block at hand with them.
+uint64_t join_stamps(const Worker& worker, uint64_t earlier, uint64_t stamp, uint32_t thread) {
+  const uint32_t many = worker.state.first_serial, serial = stamp_block(earlier);
+  if (serial < many) return stamp;  // nobody in this launch
+  const bool strong = stamp & earlier & kAtomicBit;
+  if (serial == many) return global_stamp(many, 0, 0, strong);
+  const Whose whose = stamp_whose(earlier);
+  const bool mine = serial == stamp_block(stamp);
+  if ((mine && whose == Whose::kThread && stamp_thread(earlier) == thread) ||
+      happened_before(worker, earlier, thread)) {
+    return stamp;
+  }
+  if (!mine) return global_stamp(many, 0, 0, strong);
+  if (whose != Whose::kWarps && (stamp_thread(earlier) ^ thread) >> 5 == 0) {
+    return with_whose(stamp, Whose::kLanes);
+  }
+  return stamp_of_warps(serial, worker.block.ordering, strong);
 }
 
 [[noreturn]] void fail_race(const Warp& w, int lane, uint64_t address, const View& view,
@@ -137,7 +171,10 @@ bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
   std::string who = "several blocks";
   const uint32_t many = w.block->launch->first_serial;
   if (serial != many) {
-    who = "thread " + w.block->describe_thread(stamp_thread(other));
+    const Whose whose = stamp_whose(other);
+    who = whose == Whose::kLanes || whose == Whose::kWarps
+              ? "several threads"
+              : "thread " + w.block->describe_thread(stamp_thread(other));
     if (serial != w.block->serial) {
       const Dim3& grid = w.block->launch->launch.grid;
       const uint64_t linear = serial - many - 1;
@@ -152,39 +189,52 @@ bool happened_before(const Worker& worker, uint64_t stamp, uint32_t thread) {
              " with nothing that orders the two");
 }
 
+// Replaces what a cell holds; false when another host thread was faster.
+bool replace(bool concurrent, std::atomic<uint64_t>& stamp, uint64_t& before, uint64_t after) {
+  if (concurrent) return stamp.compare_exchange_strong(before, after);
+  stamp.store(after, std::memory_order_relaxed);
+  return true;
+}
+
 // Records the access and returns the stamp it conflicts with, or 0. `*of_writer`: which one.
 uint64_t touch_cell(const Worker& worker, GlobalCell& cell, uint64_t stamp, uint32_t thread,
                     bool writes, bool* of_writer) {
-  const bool concurrent = worker.state.concurrent;
-  const bool strong = stamp & kAtomicBit;
+  const bool concurrent = worker.state.concurrent, strong = stamp & kAtomicBit;
   const auto conflicts = [&](uint64_t other) {
     return other && !(strong && other & kAtomicBit) && !happened_before(worker, other, thread);
   };
   // Publish first, look second: of two host threads at least one sees the other.
+  uint64_t writer = cell.writer.load(std::memory_order_relaxed);
+  uint64_t readers = cell.reader.load(std::memory_order_relaxed);
   if (writes) {
-    uint64_t before = cell.writer.load(std::memory_order_relaxed);
-    if (concurrent) {
-      before = cell.writer.exchange(stamp);
-    } else {
-      cell.writer.store(stamp, std::memory_order_relaxed);
+    uint64_t now;
+    do {
+      now =
+          strong && !is_plain(worker, writer) ? join_stamps(worker, writer, stamp, thread) : stamp;
+    } while (!replace(concurrent, cell.writer, writer, now));
+    *of_writer = conflicts(writer);
+    if (*of_writer) return writer;
+    if (concurrent) readers = cell.reader.load();
+    if (conflicts(readers)) {
+      *of_writer = stamp_whose(readers) == Whose::kWriter;
+      return readers;
     }
-    *of_writer = conflicts(before);
-    if (*of_writer) return before;
-    const uint64_t reader = cell.reader.load(std::memory_order_relaxed);
-    return conflicts(reader) ? reader : 0;
+    if (!strong && readers) cell.reader.store(0, std::memory_order_relaxed);
+    if (strong && is_plain(worker, writer) && !is_plain(worker, readers)) {
+      cell.reader.store(with_whose(writer, Whose::kWriter), std::memory_order_relaxed);
+    }
+    return 0;
   }
-  uint64_t reader = cell.reader.load(std::memory_order_relaxed);
-  const uint32_t many = worker.state.first_serial, its = stamp_block(reader);
-  if (reader != stamp && its != many) {
-    const uint64_t shared = global_stamp(many, 0, 0, stamp & reader & kAtomicBit);
-    const uint64_t mine = its > many && its != stamp_block(stamp) ? shared : stamp;
-    if (!concurrent) {
-      cell.reader.store(mine, std::memory_order_relaxed);
-    } else if (!cell.reader.compare_exchange_strong(reader, mine)) {
-      cell.reader.store(global_stamp(many, 0, 0, false));
+  // Of a plain and a strong reader the plain one is kept: it forbids more.
+  if (readers != stamp && !(strong && is_plain(worker, readers))) {
+    uint64_t now = stamp;
+    const bool alone = stamp_whose(readers) == Whose::kWriter || (!strong && readers & kAtomicBit);
+    if (!alone) now = join_stamps(worker, readers, stamp, thread);
+    if (now != readers && !replace(concurrent, cell.reader, readers, now)) {
+      cell.reader.store(global_stamp(worker.state.first_serial, 0, 0, false));
     }
   }
-  const uint64_t writer = cell.writer.load();
+  if (concurrent) writer = cell.writer.load();
   *of_writer = conflicts(writer);
   return *of_writer ? writer : 0;
 }
@@ -236,14 +286,13 @@ void for_views(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, Acce
   View*& cached = worker.view_of[w.pc];
   for (uint32_t rest = exec; rest;) {
     const int first = __builtin_ctz(rest);
-    const auto holds = [&](const View& v, uint64_t a) { return a >= v.base && a + n <= v.end; };
-    if (!cached || !holds(*cached, address[first]) || (reads && !cached->readable) ||
+    if (!cached || !cached->holds(address[first], n) || (reads && !cached->readable) ||
         (writes && !cached->writable)) {
       cached = &worker.state.find(w, first, address[first], n, writes, reads);
     }
     View& view = *cached;
     uint32_t lanes = 0;
-    for (int l = 0; l < kLanes; ++l) lanes |= uint32_t{holds(view, address[l])} << l;
+    for (int l = 0; l < kLanes; ++l) lanes |= uint32_t{view.holds(address[l], n)} << l;
     lanes &= rest;
     f(view, lanes);
     rest &= ~lanes;
@@ -346,12 +395,13 @@ std::string shared_name(const Warp& w, uint64_t offset) {
 
 [[noreturn]] void fail_shared(const Warp& w, int lane, uint64_t offset, const SharedCell& cell,
                               Conflict conflict, bool writes) {
-  const uint32_t other = (conflict == Conflict::kReadWrite && writes ? cell.reader : cell.writer);
+  const uint32_t other = conflict == Conflict::kWrite ? cell.writer : cell.reader;
+  const bool several = conflict == Conflict::kWrite && cell.flags() & SharedCell::kManyWriters;
   w.fail(Trap::kSharedRace, lane,
-         std::string(writes ? "write" : "read") + " of " + shared_name(w, offset) +
-             ", which thread " + w.block->describe_thread(other & kThreadMask) +
-             (conflict == Conflict::kReadWrite && writes ? " read" : " wrote") +
-             " with no barrier in between");
+         std::string(writes ? "write" : "read") + " of " + shared_name(w, offset) + ", which " +
+             (several ? "several threads"
+                      : "thread " + w.block->describe_thread(other & kThreadMask)) +
+             (conflict == Conflict::kRead ? " read" : " wrote") + " with no barrier in between");
 }
 
 void check_usable(const Warp& w, int lane, uint64_t offset, const SharedCell& cell) {
@@ -405,7 +455,7 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
   Block& block = *w.block;
   check_shared_bounds(w, exec, offset, n);
   SharedCell* cells = block.shared_shadow.cells;
-  const bool atomic = access.kind == Kind::kAtomic || access.strong;
+  const bool strong = access.kind == Kind::kAtomic || access.strong;
   for_lanes(exec, [&](int l) {
     const uint32_t thread = w.thread(l);
     for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {
@@ -419,22 +469,14 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
         }
         defined &= ~(1u << l);
       }
-      if (atomic && cell.flags() & SharedCell::kAtomic) {
-        if (access.kind == Kind::kAtomic) {
-          cell.write(block.ordering, thread, true);
-          cell.set(SharedCell::kAtomic);
-        }
-        return;
-      }
       Conflict conflict = Conflict::kNone;
       if (access.kind == Kind::kAtomic) {
-        conflict = cell.write_conflict(block.ordering, thread);
+        conflict = cell.write_conflict(block.ordering, thread, strong);
         if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, true);
-        cell.write(block.ordering, thread, true);
-        cell.set(SharedCell::kAtomic);
+        cell.write(block.ordering, thread, true, true);
         return;
       }
-      conflict = cell.read(block.ordering, thread);
+      conflict = cell.read(block.ordering, thread, strong);
       if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, false);
     });
     host[l] = block.shared + offset[l];
@@ -459,21 +501,18 @@ void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Ac
       SharedCell& cell = cells[c];
       if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
         check_usable(w, l, offset[l], cell);
-      if (!(access.strong && cell.flags() & SharedCell::kAtomic)) {
-        const Conflict conflict = cell.write_conflict(block.ordering, thread);
-        if (conflict != Conflict::kNone) {
-          // Writing what is there already is no race.
-          const uint64_t shift = block.shared_shadow.shift;
-          const uint64_t from = std::max(c << shift, offset[l]);
-          const uint64_t end = std::min((c + 1) << shift, offset[l] + n);
-          const bool same =
-              conflict == Conflict::kWriteWrite && cell.flags() & SharedCell::kWritten &&
-              std::memcmp(block.shared + from, value + (from - offset[l]), end - from) == 0;
-          if (!same) fail_shared(w, l, offset[l], cell, conflict, true);
-        }
+      const Conflict conflict = cell.write_conflict(block.ordering, thread, access.strong);
+      if (conflict != Conflict::kNone) {
+        // Writing what is there already is no race.
+        const uint64_t shift = block.shared_shadow.shift;
+        const uint64_t from = std::max(c << shift, offset[l]);
+        const uint64_t end = std::min((c + 1) << shift, offset[l] + n);
+        const bool same =
+            conflict != Conflict::kRead && cell.flags() & SharedCell::kWritten &&
+            std::memcmp(block.shared + from, value + (from - offset[l]), end - from) == 0;
+        if (!same) fail_shared(w, l, offset[l], cell, conflict, true);
       }
-      cell.write(block.ordering, thread, defined >> l & 1);
-      if (access.strong) cell.set(SharedCell::kAtomic);
+      cell.write(block.ordering, thread, defined >> l & 1, access.strong);
     });
     std::memcpy(to, value, n);
   });
@@ -488,9 +527,9 @@ void reserve_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) 
       SharedCell& cell = block.shared_shadow.cells[c];
       if (cell.flags() & (SharedCell::kGap | SharedCell::kPending))
         check_usable(w, l, offset[l], cell);
-      const Conflict conflict = cell.write_conflict(block.ordering, thread);
+      const Conflict conflict = cell.write_conflict(block.ordering, thread, false);
       if (conflict != Conflict::kNone) fail_shared(w, l, offset[l], cell, conflict, true);
-      cell.write(block.ordering, thread, false);
+      cell.write(block.ordering, thread, false, false);
       cell.set(SharedCell::kPending);
     });
   });
@@ -499,7 +538,7 @@ void reserve_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) 
 void land_copy(Warp& w, const Warp::Copy& copy) {
   Block& block = *w.block;
   for_cells(block.shared_shadow, copy.to, copy.bytes, [&](uint64_t c) {
-    block.shared_shadow.cells[c].write(block.ordering, w.thread(copy.lane), true);
+    block.shared_shadow.cells[c].write(block.ordering, w.thread(copy.lane), true, false);
   });
   std::memcpy(block.shared + copy.to, copy.data, copy.bytes);
 }

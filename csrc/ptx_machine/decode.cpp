@@ -55,6 +55,10 @@ void Decoder::run() {
     registers_.push_back(rows(bits));
   }
   for (const Statement& s : function_.statements) decode_statement(s);
+  // A cell lies in one variable.
+  for (const Extent& e : program_->shared) {
+    while (e.bytes % program_->shared_granule) program_->shared_granule /= 2;
+  }
   // A kernel whose last instruction is not `ret` would run off its end.
   Statement ret;
   ret.text = "(end of the kernel)";
@@ -135,15 +139,17 @@ void Decoder::lay_out_variables() {
 
 void Decoder::decode_statement(const Statement& s) {
   statement_ = &s;
-  Instr in;
+  Instr plain;
   if (s.guarded) {
-    in.guarded = true;
-    in.guard_negated = s.guard_negated;
-    in.guard = registers_[s.guard];
+    plain.guarded = true;
+    plain.guard_negated = s.guard_negated;
+    plain.guard = registers_[s.guard];
   }
+  Instr in = plain;
   const auto [begin, end] = rules().equal_range(s.opcode[0]);
   Class kind = Class::kOther;
   for (auto entry = begin; entry != end && !in.run; ++entry) {
+    in = plain;
     left_.assign(s.opcode.begin() + 1, s.opcode.end());
     entry->second.rule(*this, in);
     kind = entry->second.kind;

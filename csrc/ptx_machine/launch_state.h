@@ -20,6 +20,9 @@ struct View {
   std::string name;
   uint64_t base = 0, end = 0;
   bool readable = true, writable = true;
+  bool holds(uint64_t address, uint64_t n) const {
+    return n <= end - base && address - base <= end - base - n;
+  }
   Allocation* allocation = nullptr;
   GlobalCell* races = nullptr;  // of the allocation, from its start; null: nobody can write
   size_t index = 0;
@@ -61,7 +64,8 @@ struct LaunchState {
 
   std::mutex mutex;  // of views and shadows while they are made
   std::deque<View> views;
-  std::mutex atomics;  // one read-modify-write at a time
+  size_t declared = 0;  // of views, the first ones
+  std::mutex atomics;   // one read-modify-write at a time
   Publication publication;
 
   std::vector<uint64_t> order;  // of blocks, when shuffled
@@ -96,6 +100,7 @@ struct Worker {
 
   Worker(LaunchState& state, Scratch& scratch, uint32_t index);
   void run();  // blocks, until there are none or one fails
+  void arrive(const Warp& warp, Barrier& barrier);
   ViewCounts& counts_of(const View& view) {
     if (view.index >= views.size()) views.resize(view.index + 1);
     return views[view.index];

@@ -36,9 +36,11 @@ std::unique_ptr<Module> Module::parse(const std::string& text, Memory& memory, i
       const uint64_t address = memory.allocate(v.bytes);
       if (address == 0) throw ParseError("no memory for variable " + v.name);
       parts.globals[v.name] = {address, v.bytes};
-      memory.find(address)->variable = true;
-      // Variables start as zeros, but for what their initialiser says.
-      memory.fill(address, 0, 1, v.bytes);
+      Allocation& a = *memory.find(address);
+      a.variable = true;
+      a.constant = list == &parsed.constants;
+      // Variables start as zeros, as their memory does, but for what their initialiser says.
+      a.mark_written(0, v.bytes);
       memory.write(address, v.value.data(), v.value.size());
     }
   }

@@ -21,7 +21,7 @@ void addresses(const Warp& w, const Instr& in, uint32_t exec, uint64_t* out) {
   const auto offset = static_cast<uint64_t>(in.immediate);
   if (in.flags & kAddress32) {
     const auto* a = w.row<uint32_t>(in.a);
-    for (int l = 0; l < kLanes; ++l) out[l] = a[l] + offset;
+    for (int l = 0; l < kLanes; ++l) out[l] = static_cast<uint32_t>(a[l] + offset);
   } else {
     const auto* a = w.row<uint64_t>(in.a);
     for (int l = 0; l < kLanes; ++l) out[l] = a[l] + offset;
@@ -450,6 +450,7 @@ void copy_async(Warp& w, const Instr& in, uint32_t exec) {
   for (int l = 0; l < kLanes; ++l) {
     to[l] = in.target == 32 ? w.row<uint32_t>(in.d)[l] : w.row<uint64_t>(in.d)[l];
     to[l] += static_cast<uint64_t>(static_cast<int32_t>(in.list));
+    if (in.target == 32) to[l] &= ~0u;
   }
   const uint32_t n = in.size;
   uint32_t size[kLanes];

@@ -286,7 +286,14 @@ void warp_sync(Warp& w, const Instr& in, uint32_t exec) {
     w.gather(exec, exec | missing);
     return;
   }
-  w.block->ordering.tick(w.index);
+  for_groups(exec, masks, [&](uint32_t lanes) {
+    const uint32_t group = lanes | (masks[__builtin_ctz(lanes)] & arrived);
+    if (group == w.live) {
+      w.block->ordering.sync_warp(w.index);
+    } else {
+      w.block->ordering.sync_lanes(w.index, group);
+    }
+  });
   if (!arrived) return;
   for (int l = 0; l < kLanes; ++l) {
     if (w.active >> l & 1) w.pcs[l] = w.pc + 1;
@@ -345,6 +352,7 @@ void block_barrier(Warp& w, const Instr& in, uint32_t exec) {
   barrier.expected = expected;
   barrier.arrived_warps |= 1u << w.index;
   barrier.arrived_threads += kLanes;
+  w.block->worker->arrive(w, barrier);
   if (in.flags & kReduce) {
     require_defined(w, in.c, exec, "its predicate");
     const uint32_t p = w.predicate(in.c) ^ (in.flags & kNegated ? kAllLanes : 0);

@@ -174,6 +174,11 @@ void Warp::exit_lanes(uint32_t lanes) {
 void Warp::diverge(uint32_t taken, uint32_t target) {
   if (taken == active) {
     next = target;
+    // Lanes that wait at a lower place must be met there.
+    if (target <= pc && parked) {
+      for (int l = 0; l < kLanes; ++l) pcs[l] = active >> l & 1 ? target : pcs[l];
+      moved = true;
+    }
     return;
   }
   for (int l = 0; l < kLanes; ++l) {
@@ -270,6 +275,7 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
     });
     if (writable) view.races = races_of(*view.allocation);
   }
+  declared = views.size();
   if (options.shuffle) {
     order.resize(launch.grid.count());
     std::iota(order.begin(), order.end(), uint64_t{0});
@@ -291,10 +297,9 @@ GlobalCell* LaunchState::races_of(Allocation& allocation) {
 View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, bool write,
                         bool read) {
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto holds = [&](const View& v) { return address >= v.base && address + n <= v.end; };
   View* refused = nullptr;
   for (View& view : views) {
-    if (!holds(view)) continue;
+    if (!view.holds(address, n)) continue;
     if ((!read || view.readable) && (!write || view.writable)) return view;
     refused = &view;
   }
@@ -310,6 +315,9 @@ View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, 
   Allocation* a = memory.find(address);
   if (!a || !a->holds(address, n)) {
     warp.fail(Trap::kOutOfBounds, lane, what + ": " + memory.describe(address, n));
+  }
+  if (write && a->constant) {
+    warp.fail(Trap::kUndeclared, lane, what + ": a constant variable cannot be written");
   }
   if (!launch.regions.empty() && !a->variable) {
     std::string nearest;
@@ -328,9 +336,10 @@ View& LaunchState::find(const Warp& warp, int lane, uint64_t address, size_t n, 
   view.name = std::string(text) + "+" + std::to_string(a->bytes);
   view.base = a->base;
   view.end = a->base + a->bytes;
+  view.writable = !a->constant;
   view.allocation = a;
   view.index = views.size() - 1;
-  view.races = races_of(*a);
+  if (view.writable) view.races = races_of(*a);
   return view;
 }
 
@@ -457,6 +466,15 @@ void Worker::run_warp(Warp& w) {
   }
 }
 
+void Worker::arrive(const Warp& w, Barrier& barrier) {
+  block.ordering.arrive(w.index, barrier.joined);
+  if (!fenced[w.index]) return;
+  barrier.fenced = true;
+  for (uint32_t i = 0; i < kMaxWarps; ++i) {
+    barrier.fence.of[i] = std::max(barrier.fence.of[i], fence[w.index].of[i]);
+  }
+}
+
 bool Worker::release_barriers() {
   uint32_t alive = 0;
   for (const Warp& w : block.warps) alive |= uint32_t{w.stop != Stop::kDone} << w.index;
@@ -471,20 +489,13 @@ bool Worker::release_barriers() {
     const bool complete =
         barrier.expected ? barrier.arrived_threads >= barrier.expected : waiting == alive;
     if (!complete) continue;
-    block.ordering.barrier(barrier.arrived_warps, waiting, waiting == alive);
-    // What the waiting warps fenced, any of them may publish from now on.
-    Publication::Clocks joined;
-    bool any = false;
-    for (uint32_t i = 0; i < block.warps.size(); ++i) {
-      if (!(barrier.arrived_warps >> i & 1) || !fenced[i]) continue;
-      any = true;
-      for (uint32_t k = 0; k < kMaxWarps; ++k)
-        joined.of[k] = std::max(joined.of[k], fence[i].of[k]);
-    }
+    block.ordering.release(barrier.joined, waiting,
+                           waiting == alive && waiting == barrier.arrived_warps);
     for (Warp& w : block.warps) {
       if (!(waiting >> w.index & 1)) continue;
-      if (any) {
-        fence[w.index] = joined;
+      // What those that arrived had fenced, any of them may publish from now on.
+      if (barrier.fenced) {
+        fence[w.index] = barrier.fence;
         fenced[w.index] = true;
       }
       if (w.waiting) {
@@ -622,6 +633,9 @@ Counts collect(const LaunchState& state, const std::deque<Worker>& workers) {
     add(counts.shared_store, worker.shared_store);
     counts.divergent_branches += worker.divergent_branches;
   }
+  // Undeclared ones are in the order of their first use, which is that of blocks.
+  std::sort(counts.tensors.begin() + static_cast<ptrdiff_t>(state.declared), counts.tensors.end(),
+            [](const auto& a, const auto& b) { return a.base < b.base; });
   counts.branches = counts.classes[static_cast<size_t>(Class::kBranch)].warp;
   for (size_t i = 0; i < by_opcode.size(); ++i) {
     if (by_opcode[i].warp) counts.opcodes.emplace_back(program.opcodes[i], by_opcode[i]);

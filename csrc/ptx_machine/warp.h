@@ -102,6 +102,10 @@ struct Barrier {
   uint32_t arrived_threads = 0;     // in multiples of 32, barrier.arrive included
   uint32_t expected = 0;            // 0: all threads of the block
   uint32_t votes = 0, ballots = 0;  // of bar.red: threads with a true predicate, threads in all
+  // What those that arrived knew, and what they had fenced.
+  uint32_t joined[kMaxWarps] = {};
+  Publication::Clocks fence;
+  bool fenced = false;
 };
 
 struct Worker;
