@@ -1,4 +1,4 @@
-"""What the PTX machine stops: each wrong one is caught, the right one beside it runs."""
+"""What the PTX machine stops: each wrong kernel is caught, the right one beside it runs."""
 
 import numpy as np
 import pytest
