@@ -123,9 +123,15 @@ class Case:
             device.launch(launch)
             device.synchronize()
             if counts is not None:
-                counts += [{**c, "seconds": 0.0} for c in device.take_counts()]
+                counts += [_comparable(c) for c in device.take_counts()]
             return device.download(y, np.uint32)
 
     def expected(self):
         i = np.arange(self.threads)
         return np.broadcast_to(np.asarray(self.result(i, 3 * i + 1)), i.shape).astype(np.uint32)
+
+
+def _comparable(counts):
+    """Counts without what is of the run: its time and its addresses."""
+    tensors = [{**t, "base": 0, "name": t["name"].partition("+")[2]} for t in counts["tensors"]]
+    return {**counts, "seconds": 0.0, "tensors": tensors}
