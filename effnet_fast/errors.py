@@ -30,6 +30,10 @@ class BackendError(EffnetFastError, RuntimeError):
     """The backend asked for is not built, or cannot run on this machine; the message says why."""
 
 
+class CompileError(EffnetFastError, RuntimeError):
+    """A GPU kernel's source does not compile; the message holds what the compiler said."""
+
+
 class ModelError(EffnetFastError, ValueError):
     """The model cannot be optimised at all: not a CNN, in train mode, without an image input."""
 
