@@ -410,7 +410,7 @@ KERNELS = [
         check_matmul,
         [(100, 72, 104), (8, 8, 5), (8, 8, 1), (64, 128, 96), *COLUMNS],
     ),
-    Foreign("triton_dropout", dropout_ptx, check_dropout, [(3000,), (200,), (4096,)]),
+    Foreign("triton_dropout", dropout_ptx, check_dropout, [(3000,), (100,), (4096,)]),
     Foreign(
         "cub_block_reduce",
         cub_ptx("block_reduce"),

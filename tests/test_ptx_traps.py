@@ -1282,6 +1282,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "last_block_without_a_barrier",
@@ -1295,6 +1296,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "last_block_fenced_by_one_thread_too_early",
@@ -1312,6 +1314,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "last_block_with_a_relaxed_atomic",
@@ -1326,6 +1329,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "last_block_fenced_for_its_own_block_only",
@@ -1339,6 +1343,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "warps_write_then_read",

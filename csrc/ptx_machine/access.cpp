@@ -46,10 +46,11 @@ void count_sector(Worker& worker, View& view, ViewCounts& counts, size_t directi
       cell.block = worker.block.serial;
       ++t.l2_sectors;
       const uint32_t launch = worker.state.number;
-      auto& last = view.allocation->shadow.launches[direction].as<std::atomic<uint32_t>>()[sector];
+      auto& last =
+          view.allocation->mapping->shadow.launches[direction].as<std::atomic<uint32_t>>()[sector];
       if (last.load(std::memory_order_relaxed) != launch &&
           last.exchange(launch, std::memory_order_relaxed) != launch) {
-        view.dram[direction].fetch_add(1, std::memory_order_relaxed);
+        ++t.dram_sectors;
       }
     }
   }
@@ -60,8 +61,8 @@ void count_sector(Worker& worker, View& view, ViewCounts& counts, size_t directi
 void make_sector_cells(Worker& worker, View& view, ViewCounts& counts, size_t direction) {
   const std::lock_guard<std::mutex> lock(worker.state.mutex);
   const Allocation& a = *view.allocation;
-  AllocationShadow& shadow = view.allocation->shadow;
-  const uint64_t sectors = (a.base + a.bytes - 1) / kSectorBytes - a.base / kSectorBytes + 1;
+  AllocationShadow& shadow = view.allocation->mapping->shadow;
+  const uint64_t sectors = a.mapping->bytes / kSectorBytes + 1;
   if (shadow.sectors.size() <= worker.index) shadow.sectors.resize(worker.index + 1);
   LazyMemory& cells = shadow.sectors[worker.index][direction];
   if (!cells) cells = LazyMemory(sectors * sizeof(SectorCell));
@@ -102,19 +103,31 @@ bool is_written(const Allocation& a, size_t offset, uint32_t n) {
   return (a.written[offset / 8] >> offset % 8 & mask) == mask;
 }
 
-void mark_written(Allocation& a, size_t offset, uint32_t n, bool concurrent) {
-  uint8_t* at = a.written + offset / 8;
-  if (n >= 8) {
-    std::fill(at, at + n / 8, uint8_t{0xFF});
-    return;
-  }
-  const auto mask = static_cast<uint8_t>(((1u << n) - 1) << offset % 8);
-  if ((__atomic_load_n(at, __ATOMIC_RELAXED) & mask) == mask) return;
-  if (concurrent) {
-    __atomic_fetch_or(at, mask, __ATOMIC_RELAXED);
-  } else {
-    *at |= mask;
-  }
+// Marks what the lanes wrote, 64 bytes of neighbouring lanes at a time: other host threads may
+// write to the same ones.
+void mark_written(Allocation& a, uint32_t lanes, const uint64_t* address, uint32_t n,
+                  bool concurrent) {
+  auto* words = reinterpret_cast<uint64_t*>(a.written);
+  const uint64_t mask = (uint64_t{1} << n) - 1;
+  uint64_t word = 0, bits = 0;
+  const auto flush = [&] {
+    if ((__atomic_load_n(&words[word], __ATOMIC_RELAXED) & bits) == bits) return;
+    if (concurrent) {
+      __atomic_fetch_or(&words[word], bits, __ATOMIC_RELAXED);
+    } else {
+      words[word] |= bits;
+    }
+  };
+  for_lanes(lanes, [&](int l) {
+    const uint64_t offset = address[l] - a.base;
+    if (offset / 64 != word) {
+      flush();
+      word = offset / 64;
+      bits = 0;
+    }
+    bits |= mask << offset % 64;
+  });
+  flush();
 }
 
 // Did the access of `stamp` happen before what `thread` of the block at hand does now?
@@ -207,6 +220,11 @@ uint64_t touch_cell(const Worker& worker, GlobalCell& cell, uint64_t stamp, uint
   uint64_t writer = cell.writer.load(std::memory_order_relaxed);
   uint64_t readers = cell.reader.load(std::memory_order_relaxed);
   if (writes) {
+    const uint32_t first = worker.state.first_serial;
+    if (!concurrent && stamp_block(writer) < first && stamp_block(readers) < first) {
+      cell.writer.store(stamp, std::memory_order_relaxed);  // nobody was here before
+      return 0;
+    }
     uint64_t now;
     do {
       now =
@@ -359,8 +377,8 @@ void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, A
       const uint8_t* value = values + 16 * l;
       touch(w, view, l, address[l], n, access, stamp, value);
       std::memcpy(a.data + offset, value, n);
-      if (!a.all_written) mark_written(a, offset, n, worker.state.concurrent);
     });
+    if (!a.all_written) mark_written(a, lanes, address, n, worker.state.concurrent);
   });
 }
 

@@ -27,17 +27,19 @@ struct View {
   GlobalCell* races = nullptr;  // of the allocation, from its start; null: nobody can write
   size_t index = 0;
   std::atomic<bool> touched_by_writes{false};
-  std::atomic<uint64_t> dram[kDirections] = {};
 };
 
+// What a host thread writes to all the time shares no cache line with what another one does.
+inline constexpr size_t kLines = 128;
+
 // A host thread's counts of a view.
-struct ViewCounts {
+struct alignas(kLines) ViewCounts {
   Traffic traffic[kDirections];
   SectorCell* cells[kDirections] = {};
 };
 
 // The big buffers of a host thread.
-struct Scratch {
+struct alignas(kLines) Scratch {
   std::vector<uint8_t> rows, local, shared;
   std::vector<uint32_t> defined;
   std::vector<SharedCell> cells;
@@ -81,7 +83,7 @@ struct LaunchState {
 };
 
 // A host thread.
-struct Worker {
+struct alignas(kLines) Worker {
   LaunchState& state;
   Scratch& scratch;  // of all warps of the block
   Block block;

@@ -1,7 +1,6 @@
 #include "memory.h"
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
@@ -12,13 +11,8 @@ namespace effnet_fast::ptx {
 namespace {
 
 constexpr size_t kGuard = size_t{1} << 20;  // unmapped addresses between two allocations
-
-uint8_t* map_lazily(size_t bytes) {
-  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapped == MAP_FAILED) throw std::bad_alloc();
-  return static_cast<uint8_t*>(mapped);
-}
+constexpr size_t kSmallest = size_t{1} << 12;
+constexpr size_t kMostSpare = size_t{256} << 20;
 
 // Sets or clears the bits [first, first + n).
 void set_bits(uint8_t* bits, size_t first, size_t n, bool value) {
@@ -33,19 +27,33 @@ void set_bits(uint8_t* bits, size_t first, size_t n, bool value) {
 
 }  // namespace
 
-// What was never written reads as 0 from the host, not as the 0xFF... that a poison would be: a
-// lazily mapped page is zero, and a kernel that reads it is stopped anyway.
-Allocation::Allocation(uint64_t base, size_t bytes)
-    : base(base), bytes(bytes), data(map_lazily(bytes)), written(map_lazily(bytes / 8 + 1)) {}
+Mapping::Mapping(size_t bytes) : bytes(bytes), data(bytes), written(bytes / 64 * 8 + 8) {}
 
-Allocation::~Allocation() {
-  if (data) munmap(data, bytes);
-  if (written) munmap(written, bytes / 8 + 1);
-}
+Allocation::Allocation(uint64_t base, size_t bytes, std::unique_ptr<Mapping> its)
+    : base(base),
+      bytes(bytes),
+      mapping(std::move(its)),
+      data(mapping->data.as<uint8_t>()),
+      written(mapping->written.as<uint8_t>()) {}
 
 void Allocation::mark_written(size_t offset, size_t n) {
   if (offset == 0 && n == bytes) all_written = true;
   set_bits(written, offset, n, true);
+}
+
+// The host reads what nothing has written as zeros, of a new mapping, or 0xFF...: never as the
+// results of an earlier allocation.
+std::unique_ptr<Mapping> Memory::take_mapping(size_t bytes) {
+  const auto spare = spare_.lower_bound(bytes);
+  if (spare == spare_.end() || spare->first > 2 * bytes + kSmallest) {
+    return std::make_unique<Mapping>(std::max(bytes, kSmallest));
+  }
+  std::unique_ptr<Mapping> mapping = std::move(spare->second);
+  spare_.erase(spare);
+  spare_bytes_ -= mapping->bytes;
+  std::memset(mapping->data.as<uint8_t>(), 0xFF, bytes);
+  std::memset(mapping->written.as<uint8_t>(), 0, bytes / 64 * 8 + 8);
+  return mapping;
 }
 
 uint64_t Memory::allocate(size_t bytes) {
@@ -53,7 +61,7 @@ uint64_t Memory::allocate(size_t bytes) {
   if (bytes > capacity_ - in_use_) return 0;
   const uint64_t base = next_;
   try {
-    allocations_.emplace(base, std::make_unique<Allocation>(base, bytes));
+    allocations_.emplace(base, std::make_unique<Allocation>(base, bytes, take_mapping(bytes)));
   } catch (const std::bad_alloc&) {
     return 0;
   }
@@ -69,11 +77,14 @@ bool Memory::free(uint64_t base) {
   if (found == allocations_.end() || !found->second->alive) return false;
   Allocation& a = *found->second;
   a.alive = false;
-  munmap(a.data, a.bytes);
-  munmap(a.written, a.bytes / 8 + 1);
   a.data = a.written = nullptr;
-  a.shadow = AllocationShadow();
   in_use_ -= a.bytes;
+  if (spare_bytes_ + a.mapping->bytes <= kMostSpare) {
+    spare_bytes_ += a.mapping->bytes;
+    const size_t bytes = a.mapping->bytes;
+    spare_.emplace(bytes, std::move(a.mapping));
+  }
+  a.mapping.reset();
   return true;
 }
 
@@ -122,7 +133,11 @@ Allocation& Memory::require(uint64_t address, size_t n, const char* what) {
 
 void Memory::forget_shadows() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (auto& [base, allocation] : allocations_) allocation->shadow = AllocationShadow();
+  spare_.clear();
+  spare_bytes_ = 0;
+  for (auto& [base, allocation] : allocations_) {
+    if (allocation->mapping) allocation->mapping->shadow = AllocationShadow();
+  }
 }
 
 void Memory::write(uint64_t dst, const void* src, size_t n) {

@@ -15,6 +15,15 @@
 
 namespace effnet_fast::ptx {
 
+// The host's side of an allocation. What is freed is used again: mapping a page costs microseconds.
+struct Mapping {
+  explicit Mapping(size_t bytes);
+  size_t bytes;
+  LazyMemory data;
+  LazyMemory written;  // one bit a byte, in whole words: has it ever been written
+  AllocationShadow shadow;
+};
+
 // Device addresses are not host addresses: a kernel cannot reach the host by accident, and a stale
 // pointer never lands in a newer allocation. Bytes and shadows are mapped lazily, so an allocation
 // of many GB costs what is touched of it.
@@ -22,16 +31,14 @@ struct Allocation {
   uint64_t base = 0;  // 256-byte aligned and no more
   size_t bytes = 0;
   bool alive = true;
-  uint8_t* data = nullptr;
-  uint8_t* written = nullptr;  // one bit a byte: has it ever been written
-  bool all_written = false;    // no need to look at `written`
-  bool variable = false;       // of a module: no launch declares it
-  bool constant = false;       // kernels cannot write it
-  AllocationShadow shadow;
-  Allocation(uint64_t base, size_t bytes);
-  ~Allocation();
-  Allocation(const Allocation&) = delete;
-  Allocation& operator=(const Allocation&) = delete;
+  std::unique_ptr<Mapping> mapping;  // at least as large; null once it is freed
+  uint8_t* data = nullptr;           // of the mapping
+  uint8_t* written = nullptr;
+  bool all_written = false;  // no need to look at `written`
+  bool variable = false;     // of a module: no launch declares it
+  bool constant = false;     // kernels cannot write it
+
+  Allocation(uint64_t base, size_t bytes, std::unique_ptr<Mapping> its);
 
   bool holds(uint64_t address, size_t n) const {
     return address >= base && n <= bytes && address - base <= bytes - n;
@@ -74,10 +81,13 @@ class Memory {
   size_t in_use() const { return in_use_; }
 
  private:
+  std::unique_ptr<Mapping> take_mapping(size_t bytes);
   Allocation& require(uint64_t address, size_t n, const char* what);
 
   std::mutex mutex_;
   std::map<uint64_t, std::unique_ptr<Allocation>> allocations_;  // live and freed, by base
+  std::multimap<size_t, std::unique_ptr<Mapping>> spare_;        // by bytes
+  size_t spare_bytes_ = 0;
   uint64_t next_;
   size_t capacity_;
   size_t in_use_ = 0;

@@ -285,10 +285,11 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
 }
 
 GlobalCell* LaunchState::races_of(Allocation& allocation) {
-  AllocationShadow& shadow = allocation.shadow;
+  AllocationShadow& shadow = allocation.mapping->shadow;
   if (!shadow.races || shadow.races_shift != global_shift) {
     shadow.races = LazyMemory();
-    shadow.races = LazyMemory(((allocation.bytes >> global_shift) + 1) * sizeof(GlobalCell));
+    const size_t cells = (allocation.mapping->bytes >> global_shift) + 1;
+    shadow.races = LazyMemory(cells * sizeof(GlobalCell));
     shadow.races_shift = global_shift;
   }
   return shadow.races.as<GlobalCell>();
@@ -588,6 +589,7 @@ void add(Traffic& to, const Traffic& from) {
   to.used_bytes += from.used_bytes;
   to.sectors += from.sectors;
   to.l2_sectors += from.l2_sectors;
+  to.dram_sectors += from.dram_sectors;
 }
 
 void add(Counts::Shared& to, const Counts::Shared& from) {
@@ -611,9 +613,6 @@ Counts collect(const LaunchState& state, const std::deque<Worker>& workers) {
     tensor.name = view.name;
     tensor.base = view.base;
     tensor.bytes = view.end - view.base;
-    tensor.read.dram_sectors = view.dram[0];
-    tensor.write.dram_sectors = view.dram[1];
-    tensor.atomic.dram_sectors = view.dram[2];
   }
   for (const Worker& worker : workers) {
     for (size_t pc = 0; pc < program.code.size(); ++pc) {
