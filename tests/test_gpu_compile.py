@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,14 @@ def test_what_triton_is_asked_for_is_checked(change, error, says):
 def test_a_function_that_is_not_jitted_is_refused():
     with pytest.raises(ArgumentError, match=r"accepted: a function under @triton.jit"):
         compile_triton(scaled_copy.fn, SIGNATURE, CONSTANTS, 80)
+
+
+def test_an_interpreted_function_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    interpreted = triton.jit(scaled_copy.fn)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ArgumentError, match="TRITON_INTERPRET was set when it was defined"):
+        compile_triton(interpreted, SIGNATURE, CONSTANTS, 80)
 
 
 @triton.jit
@@ -447,6 +456,32 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capl
     assert "cannot be written" in caplog.text
     compile_scaled()
     assert len(compiled) == 2
+
+
+def test_a_write_that_fails_leaves_nothing(empty_cache, monkeypatch, caplog):
+    def replace(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", replace)
+    cache.write("key", {})
+    assert "disk full" in caplog.text
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_readers_see_whole_entries_while_others_write(empty_cache, caplog):
+    entries = [{"data": str(i) * 200_000} for i in range(4)]
+
+    def write(entry):
+        for _ in range(20):
+            cache.write("key", entry)
+
+    cache.write("key", entries[0])
+    with ThreadPoolExecutor(len(entries)) as pool:
+        writers = [pool.submit(write, entry) for entry in entries]
+        while not all(w.done() for w in writers):
+            assert cache.read("key") in entries
+    assert [p.name for p in empty_cache.iterdir()] == ["key.json"]
+    assert not caplog.records
 
 
 def test_the_cache_is_bounded(empty_cache):

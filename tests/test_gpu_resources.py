@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from effnet_fast.errors import ArgumentError
+from effnet_fast.errors import ArgumentError, BackendError
 from effnet_fast.gpu import Device
 from effnet_fast.gpu.resources import (
     MULTIPROCESSORS,
@@ -18,6 +18,7 @@ from effnet_fast.gpu.resources import (
     Resources,
     occupancy,
     parse_resources,
+    resources_of,
 )
 
 # ---- resources -----------------------------------------------------------------------------------
@@ -50,6 +51,9 @@ def test_what_ptxas_says_is_read():
         "_Z1aPf": Resources(134, 28, 20, 32, 132, 4),
     }
     assert parse_resources("") == {}
+    assert resources_of("spills", LOG).registers == 64
+    with pytest.raises(BackendError, match=r"ptxas does not say what other uses: .*ptxas info"):
+        resources_of("other", LOG)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from effnet_fast.errors import ArgumentError, BackendError, CompileError
 from effnet_fast.gpu import cache
 from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.ptx_text import read_ptx
-from effnet_fast.gpu.resources import check_capability, parse_resources
+from effnet_fast.gpu.resources import check_capability, resources_of
 
 FLAGS = ("-std=c++17", "-lineinfo")
 # What nvcc and its preprocessor take from the environment.
@@ -126,7 +126,6 @@ def _compile_file(
     if entry is None or not all(_hash(file) == hash_ for file, hash_ in entry["files"].items()):
         entry = _compile(nvcc, source, capability, flags)
         cache.write(key, entry)
-    resources = parse_resources(entry["log"])
     cubin = base64.b64decode(entry["cubin"])
     return [
         CompiledKernel(
@@ -135,7 +134,7 @@ def _compile_file(
             capability=capability,
             ptx=entry["ptx"],
             cubin=cubin,
-            resources=resources[name],
+            resources=resources_of(name, entry["log"]),
         )
         for name in read_ptx(entry["ptx"]).entries
     ]

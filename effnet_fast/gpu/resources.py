@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from effnet_fast.errors import ArgumentError
+from effnet_fast.errors import ArgumentError, BackendError
 
 WARP = 32
 MAX_THREADS = 1024  # of a block
@@ -199,6 +199,20 @@ def parse_resources(log: str) -> dict[str, Resources]:
             barriers=_sum(r"used (\d+) barriers", uses),
         )
     return found
+
+
+def resources_of(name: str, log: str) -> Resources:
+    """The resources of one kernel, from what ``ptxas -v`` printed.
+
+    Raises
+    ------
+    BackendError
+        They are not in it.
+    """
+    found = parse_resources(log)
+    if name not in found:
+        raise BackendError(f"ptxas does not say what {name} uses: {log.strip()!r}")
+    return found[name]
 
 
 def _sum(pattern: str, text: str) -> int:

@@ -23,7 +23,7 @@ from effnet_fast.errors import ArgumentError, BackendError, CompileError
 from effnet_fast.gpu import cache
 from effnet_fast.gpu.compiled import Argument, CompiledKernel, Scratch, encode_arguments
 from effnet_fast.gpu.ptx_text import Parameter
-from effnet_fast.gpu.resources import WARP, check_capability, parse_resources
+from effnet_fast.gpu.resources import WARP, check_capability, resources_of
 
 TRITON = "3.8"  # the minor version whose launch ABI is repeated here
 
@@ -227,13 +227,14 @@ def import_triton() -> Any:
 
 def _jit_function(fn: Any) -> Any:
     inner = fn
-    while not hasattr(inner, "cache_key") and hasattr(inner, "fn"):  # autotune, heuristics
-        inner = inner.fn
-    if not isinstance(inner, import_triton().JITFunction):
-        hint = ""
+    while not isinstance(inner, import_triton().JITFunction):
         if type(inner).__name__ == "InterpretedFunction":
-            hint = ": TRITON_INTERPRET was set when it was defined"
-        raise ArgumentError(f"fn is {fn!r}; accepted: a function under @triton.jit{hint}")
+            raise ArgumentError(
+                f"fn is {fn!r}, which is interpreted: TRITON_INTERPRET was set when it was defined"
+            )
+        if not hasattr(inner, "fn"):
+            raise ArgumentError(f"fn is {fn!r}; accepted: a function under @triton.jit")
+        inner = inner.fn  # of autotune or heuristics
     return inner
 
 
@@ -391,7 +392,7 @@ def _kernel(
         capability=capability,
         ptx=entry["ptx"],
         cubin=base64.b64decode(entry["cubin"]),
-        resources=parse_resources(entry["log"])[entry["name"]],
+        resources=resources_of(entry["name"], entry["log"]),
         dynamic_shared=entry["shared"],
         arguments=arguments,
         scratch=Scratch(entry["scratch"], entry["scratch_align"]),
