@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOB
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CMAKE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
   -DEFFNET_FAST_PYTHON=OFF -DEFFNET_FAST_TESTS=ON -DEFFNET_FAST_WERROR=ON
 

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="the model family, with sizes and costs")
     models.add_argument("pattern", nargs="?", default="*", help="of names, as in 'efficientnet_b*'")
     models.set_defaults(run=_models)
+    _add_kernels(commands)
     return parser
 
 
@@ -118,6 +119,28 @@ def _add_classify(commands: Any) -> None:
     parser.set_defaults(run=_classify)
 
 
+def _add_kernels(commands: Any) -> None:
+    parser = commands.add_parser(
+        "kernels",
+        help="the GPU kernels: registers, shared memory, occupancy, traffic",
+        description="Compile the GPU kernels for each architecture, and run an example of each on "
+        "the PTX machine, which counts. No GPU is needed.",
+        epilog="exit status: 0 all well; 1 a kernel does not compile or run, its row says why; "
+        "2 wrong usage",
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="of names, as in 'swish_*'")
+    parser.add_argument(
+        "--arch", nargs="+", action="extend", metavar="ARCH", help="as in sm_80 (default: all)"
+    )
+    parser.add_argument("--language", choices=("cuda", "triton"), help="default: both")
+    parser.add_argument(
+        "--counts", action=argparse.BooleanOptionalAction, default=True,
+        help="run the examples (default)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="as a JSON array, with all counts")
+    parser.set_defaults(run=_kernels)
+
+
 def _classify(options: argparse.Namespace) -> int:
     from PIL import Image
 
@@ -161,6 +184,29 @@ def _models(options: argparse.Namespace) -> int:
         cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         print(f"{name:<{widths[0]}}", *cells, sep="  ")
     return 0
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    import json
+
+    from .ops.extension import extension
+
+    extension()  # which says how to build it, where it is missing
+    from .gpu import catalogue
+
+    languages = (options.language,) if options.language else catalogue.LANGUAGES
+    entries = catalogue.select(options.pattern, languages)
+    accepted = {f"sm_{c}": c for c in catalogue.CAPABILITIES}
+    for arch in options.arch or ():
+        if arch not in accepted:
+            raise ArgumentError(f"--arch is {arch!r}; accepted: {', '.join(accepted)}")
+    wanted = [accepted[arch] for arch in options.arch or accepted]
+    rows = list(catalogue.survey(entries, wanted, options.counts))
+    if options.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        print(catalogue.describe(rows))
+    return int(any(row.failed for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The operators' Triton kernels, one file for each, under the operators' stems."""
