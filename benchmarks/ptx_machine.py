@@ -31,6 +31,7 @@ PROBLEMS = {
     "cub_block_reduce": (200_000,),
     "cub_block_scan": (200_000,),
     "cub_block_sort": (50_000,),
+    "cub_block_histogram": (200_000,),
     "cutlass_simt_gemm": (256, 256, 128, 0.5, "value"),
     "cutlass_tensor_op_gemm": (256, 256, 256, 0.5, "value"),
 }

@@ -7,7 +7,6 @@ import ctypes
 import hashlib
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from effnet_fast.errors import BackendError
 from effnet_fast.gpu.device import Device, Launch
+from effnet_fast.gpu.nvcc import compile_cuda, find_nvcc
+from effnet_fast.gpu.triton_compile import compile_triton
 
 HERE = Path(__file__).parent / "foreign"
 PACKAGES = {
@@ -94,35 +96,15 @@ def triton_kernel(package: str, file: str, names: tuple[str, ...]):
 
 
 def triton_ptx(fn, signature: dict[str, str], constants: dict, capability: int, **options) -> str:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as triton_compile
-
-    types = {n: "constexpr" if n in constants else signature[n] for n in fn.arg_names}
-    aligned = options.pop("divisible", ())
-    source = ASTSource(
-        fn=fn,
-        signature=types,
-        constexprs={(fn.arg_names.index(n),): value for n, value in constants.items()},
-        attrs={(fn.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned},
-    )
-    compiled = triton_compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return compiled.asm["ptx"]
+    passed = {n: signature[n] for n in fn.arg_names if n not in constants}
+    return compile_triton(fn, passed, constants, capability, **options).ptx
 
 
-def nvcc() -> str:
-    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if found is None:
-        pytest.skip("there is no nvcc")
-    return found
-
-
-@cache
-def nvcc_ptx(file: str, capability: int, *flags: str) -> str:
-    path = scratch() / f"{file}_{capability}.ptx"
-    command = [nvcc(), "-std=c++17", f"-arch=compute_{capability}", "-ptx", "-lineinfo", *flags]
-    subprocess.run([*command, "-o", path, HERE / file], check=True, capture_output=True)
-    return path.read_text()
+def nvcc() -> Path:
+    try:
+        return find_nvcc()
+    except BackendError as error:
+        pytest.skip(str(error))
 
 
 # ---- running ------------------------------------------------------------------------------------
@@ -294,7 +276,9 @@ def check_dropout(device: Device, ptx: str, n: int) -> None:
 
 def cub_ptx(kernel: str) -> Callable[[int], str]:
     def ptx(capability: int) -> str:
-        return cut_kernel(nvcc_ptx("cub_blocks.cu", capability), kernel)
+        nvcc()
+        kernels = compile_cuda(HERE / "cub_blocks.cu", capability, names=[kernel])
+        return cut_kernel(kernels[kernel].ptx, kernel)
 
     return ptx
 
@@ -322,6 +306,19 @@ def check_cub(dtype, reference: Callable[[np.ndarray], np.ndarray]):
         np.testing.assert_array_equal(device.download(out, dtype), expected)
 
     return check
+
+
+def check_histogram(device: Device, ptx: str, n: int) -> None:
+    tiles = n // CUB_TILE
+    x = np.random.default_rng(0).integers(0, 256, tiles * CUB_TILE).astype(np.uint8)
+    dx, out = device.upload(x), device.upload(np.zeros(256, np.uint32))
+    regions = (dx.region("in", "r"), out.region("out", "rw"))
+    kernel = one_kernel(device, ptx)
+    # The last block finds no whole tile.
+    device.launch(Launch(kernel, (tiles + 1,), (128,), 0, (dx, out, n), regions))
+    device.synchronize()
+    expected = np.bincount(x, minlength=256).astype(np.uint32)
+    np.testing.assert_array_equal(device.download(out, np.uint32), expected)
 
 
 # ---- CUTLASS ------------------------------------------------------------------------------------
@@ -424,6 +421,7 @@ KERNELS = [
         TILES,
     ),
     Foreign("cub_block_sort", cub_ptx("block_sort"), check_cub(np.uint32, np.sort), TILES),
+    Foreign("cub_block_histogram", cub_ptx("block_histogram"), check_histogram, [(1300,)]),
     Foreign(
         "cutlass_simt_gemm",
         cutlass_ptx("MmaPipelined"),

@@ -36,6 +36,12 @@ EQUIVALENT = [
         "every thread stores the same count of valid items",
     ),
     (
+        "cub_block_histogram",
+        "bounds branch removed",
+        r"@%p2 bra",
+        "it skips threads from 256 on, and the block has 128",
+    ),
+    (
         "cutlass_simt_gemm",
         "bounds branch removed",
         r"@%p7 bra",
@@ -94,6 +100,7 @@ def test_mutants_of_foreign_kernels_are_caught():
         "bounds branch removed",
         "source size removed",
         "offset moved",
+        "atomic made plain",
     }
 
 

@@ -51,3 +51,22 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   Sort(storage).Sort(items);
   Store().Store(out + first, items, n - first);
 }
+
+// Of whole tiles, into bins that all blocks share.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    block_histogram(const unsigned char* in, unsigned* out, int n) {
+  constexpr int kBins = 256;
+  using Load = cub::BlockLoad<unsigned char, kThreads, kItems, cub::BLOCK_LOAD_DIRECT>;
+  using Histogram =
+      cub::BlockHistogram<unsigned char, kThreads, kItems, kBins, cub::BLOCK_HISTO_ATOMIC>;
+  __shared__ typename Histogram::TempStorage storage;
+  __shared__ unsigned bins[kBins];
+  const int first = blockIdx.x * kTile;
+  if (first + kTile > n) return;
+  unsigned char items[kItems];
+  Load().Load(in + first, items);
+  Histogram(storage).Histogram(items, bins);
+  __syncthreads();
+#pragma unroll 1  // by four, half of the code would never run
+  for (int i = threadIdx.x; i < kBins; i += kThreads) atomicAdd(out + i, bins[i]);
+}
