@@ -166,14 +166,6 @@ template <class T>
 struct Max {
   static T f(T a, T b) { return a < b ? b : a; }
 };
-template <class T>
-struct MinRelu {
-  static T f(T a, T b) { return Max<T>::f(Min<T>::f(a, b), 0); }
-};
-template <class T>
-struct MaxRelu {
-  static T f(T a, T b) { return Max<T>::f(Max<T>::f(a, b), 0); }
-};
 
 template <class T>
 struct And {
@@ -429,16 +421,15 @@ void with_carry(Warp& w, const Instr& in, uint32_t exec) {
 
 // ---- predicates ---------------------------------------------------------------------------------
 
-enum PredicateOp : uint8_t { kPredAnd, kPredOr, kPredXor, kPredNot, kPredMove };
+enum PredicateOp : uint8_t { kPredAnd, kPredOr, kPredXor, kPredNot };
 void predicate_logic(Warp& w, const Instr& in, uint32_t exec) {
   const uint32_t a = w.predicate(in.a);
-  const bool one = in.mode == kPredNot || in.mode == kPredMove;
+  const bool one = in.mode == kPredNot;
   const uint32_t b = one ? 0 : w.predicate(in.b);
   const uint32_t result = in.mode == kPredAnd   ? a & b
                           : in.mode == kPredOr  ? a | b
                           : in.mode == kPredXor ? a ^ b
-                          : in.mode == kPredNot ? ~a
-                                                : a;
+                                                : ~a;
   w.write_predicate(in.d, result, exec);
   w.define(in.d, exec, w.is_defined(in.a) & (one ? kAllLanes : w.is_defined(in.b)));
 }
@@ -462,6 +453,12 @@ bool is_bits(Type t) { return t == Type::kB16 || t == Type::kB32 || t == Type::k
    : (type) == Type::kS16 ? handler(int16_t)  \
    : (type) == Type::kU32 ? handler(uint32_t) \
    : (type) == Type::kS32 ? handler(int32_t)  \
+                          : static_cast<Handler>(nullptr))
+#define PICK_WIDE(type, handler)              \
+  ((type) == Type::kU32   ? handler(uint32_t) \
+   : (type) == Type::kS32 ? handler(int32_t)  \
+   : (type) == Type::kU64 ? handler(uint64_t) \
+   : (type) == Type::kS64 ? handler(int64_t)  \
                           : static_cast<Handler>(nullptr))
 #define PICK_32(type, handler)                \
   ((type) == Type::kU32   ? handler(uint32_t) \
@@ -489,7 +486,7 @@ void carry_rule(Decoder& d, Instr& in, Type t, uint8_t mode) {
   binary(d, in, t);
   in.mode = mode;
 #define H(T) with_carry<T>
-  in.run = PICK(t, H);
+  in.run = PICK_WIDE(t, H);
 #undef H
 }
 
@@ -553,7 +550,7 @@ void mad_rule(Decoder& d, Instr& in) {
     in.mode = static_cast<uint8_t>((carry_in ? kCarryIn : 0) | (carry_out ? kCarryOut : 0) |
                                    (part == 0 ? kMadLo : kMadHi));
 #define H(T) with_carry<T>
-    in.run = PICK(t, H);
+    in.run = PICK_WIDE(t, H);
 #undef H
     return;
   }
@@ -605,19 +602,12 @@ void sad_rule(Decoder& d, Instr& in) {
 void binary_rule(Decoder& d, Instr& in) {
   const Type t = d.type_if_any();
   if (!is_integer(t)) return;
-  const bool relu = d.take("relu");
-  if (relu && t != Type::kS32) d.unknown(".relu is of .s32 only");
   binary(d, in, t);
 #define DIV(T) map2<Div<T>, T, T>
 #define REM(T) map2<Rem<T>, T, T>
 #define MIN(T) map2<Min<T>, T, T>
 #define MAX(T) map2<Max<T>, T, T>
   const std::string& base = d.base();
-  if (relu) {
-    if (base == "min") in.run = map2<MinRelu<int32_t>, int32_t, int32_t>;
-    if (base == "max") in.run = map2<MaxRelu<int32_t>, int32_t, int32_t>;
-    return;
-  }
   in.run = base == "div"   ? PICK(t, DIV)
            : base == "rem" ? PICK(t, REM)
            : base == "min" ? PICK(t, MIN)
@@ -716,7 +706,7 @@ void count_rule(Decoder& d, Instr& in) {
   } else if (base == "bfind" && is_integer(t)) {
 #define FIND(T) map1<Bfind<T, false>, uint32_t, T>
 #define AMOUNT(T) map1<Bfind<T, true>, uint32_t, T>
-    in.run = shift_amount ? PICK(t, AMOUNT) : PICK(t, FIND);
+    in.run = shift_amount ? PICK_WIDE(t, AMOUNT) : PICK_WIDE(t, FIND);
   }
 }
 
@@ -729,7 +719,7 @@ void field_rule(Decoder& d, Instr& in) {
     in.b = d.source(2, 32);
     in.c = d.source(3, 32);
 #define BFE(T) map3<Bfe<T>, T, T, uint32_t, uint32_t>
-    in.run = bits_of(t) > 16 && is_integer(t) ? PICK(t, BFE) : nullptr;
+    in.run = PICK_WIDE(t, BFE);
     return;
   }
   d.expect(5, 5);

@@ -179,20 +179,33 @@ void store(Warp& w, const Instr& in, uint32_t exec) {
 }
 
 // What a cache should do with a line changes no value: taken and forgotten.
-void take_cache_hints(Decoder& d) {
-  d.take_one_of({"ca", "cg", "cs", "lu", "cv", "wb", "wt"});
+void take_cache_hints(Decoder& d, bool is_load) {
   d.take_one_of({"L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last",
                  "L1::no_allocate"});
-  d.take_one_of({"L2::evict_normal", "L2::evict_first", "L2::evict_last"});
-  d.take_one_of({"L2::64B", "L2::128B", "L2::256B"});
+  if (is_load) d.take_one_of({"L2::64B", "L2::128B", "L2::256B"});
 }
 
-// The memory order, its scope and what they mean for races.
-void take_order(Decoder& d, Instr& in) {
-  const int order = d.take_one_of({"weak", "volatile", "relaxed", "acquire", "release", "acq_rel"});
-  if (order >= 1) in.flags |= kStrong;
-  if (order >= 4) in.flags |= kRelease;
-  d.take_one_of({"cta", "cluster", "gpu", "sys"});
+// The memory order, its scope and what they mean for races. False when there is none.
+bool take_order(Decoder& d, Instr& in) {
+  const std::string& base = d.base();
+  const bool atomic = base == "atom" || base == "red";
+  if (!atomic && d.take("weak")) return true;
+  if (!atomic && d.take("volatile")) {
+    in.flags |= kStrong;
+    return true;
+  }
+  const bool acquires = base == "ld" || base == "atom", releases = base != "ld";
+  const int order = d.take("relaxed")                     ? 0
+                    : acquires && d.take("acquire")       ? 1
+                    : releases && d.take("release")       ? 2
+                    : base == "atom" && d.take("acq_rel") ? 3
+                                                          : -1;
+  if (order >= 0) in.flags |= kStrong;
+  if (order >= 2) in.flags |= kRelease;
+  if (order < 0 && !atomic) return false;
+  const int scope = d.take_one_of({"cta", "gpu", "sys"});
+  if (order >= 0 && !atomic && scope < 0) d.unknown("the order has no scope");
+  return order >= 0;
 }
 
 Space take_space(Decoder& d, std::string& name) {
@@ -218,18 +231,34 @@ void note_access(Decoder& d, Space space, uint32_t bytes) {
   if (space == kGlobal || space == kGeneric) d.smallest_global_access(bytes);
 }
 
+// The last operand, of L2::cache_hint.
+void take_policy(Decoder& d, bool policy) {
+  if (policy) d.source(d.count() - 1, 64);
+}
+
 void transfer_rule(Decoder& d, Instr& in, bool is_load) {
-  take_order(d, in);
+  const bool uniform = d.base() == "ldu", ordered = !uniform && take_order(d, in);
   std::string name;
   const Space space = take_space(d, name);
-  if (is_load) d.take("nc");
-  take_cache_hints(d);
-  const bool policy = d.take("L2::cache_hint");
+  const bool global = name == "global";
+  if (uniform && !global && space != kGeneric) return;
+  const bool constant = name == "const" || space == kParam;
+  if (constant && !is_load) return;
+  if (in.flags & kStrong && (constant || space == kLocal)) return;
+  if (is_load && global && !uniform && !ordered) d.take("nc");
+  if (!uniform && !(in.flags & kStrong)) {
+    is_load ? d.take_one_of({"ca", "cg", "cs", "lu", "cv"})
+            : d.take_one_of({"wb", "cg", "cs", "wt"});
+  }
+  if (!uniform && (global || space == kGeneric)) take_cache_hints(d, is_load);
+  const bool policy = global && !uniform && d.take("L2::cache_hint");
   const int vector = d.take_one_of({"v2", "v4"});
   const Type t = d.type();
   const unsigned bits = bits_of(t);
-  if (bits < 8 || bits > 64) return;
+  const bool floating = t == Type::kF32 || t == Type::kF64;
+  if ((t > Type::kS64 && !floating) || bits < 8 || bits > 64) return;
   d.expect(policy ? 3 : 2, policy ? 3 : 2);
+  take_policy(d, policy);
   const size_t value = is_load ? 0 : 1;
   const std::vector<Operand> parts = d.parts(value);
   in.count = static_cast<uint8_t>(vector < 0 ? 1 : vector == 0 ? 2 : 4);
@@ -289,11 +318,9 @@ T combine_integers(uint8_t op, T old, T b) {
   }
 }
 
-uint16_t combine_halves(uint8_t op, bool bfloat, uint16_t a, uint16_t b) {
-  const float x = bfloat ? bfloat_to_float(a) : half_to_float(a);
-  const float y = bfloat ? bfloat_to_float(b) : half_to_float(b);
-  const float r = op == kAdd ? x + y : op == kMin ? float_min(x, y) : float_max(x, y);
-  return bfloat ? float_to_bfloat(r) : float_to_half(r);
+uint16_t add_halves(uint64_t a, uint64_t b) {
+  return float_to_half(half_to_float(static_cast<uint16_t>(a)) +
+                       half_to_float(static_cast<uint16_t>(b)));
 }
 
 // The value after `op`, of old and operand bits.
@@ -321,17 +348,9 @@ uint64_t combine(uint8_t op, Type t, uint64_t old, uint64_t b, bool global) {
     case Type::kF64:
       return bit_cast<uint64_t>(canonical(bit_cast<double>(old) + bit_cast<double>(b)));
     case Type::kF16x2:
-    case Type::kBf16x2: {
-      const bool bfloat = t == Type::kBf16x2;
-      const uint32_t low =
-          combine_halves(op, bfloat, static_cast<uint16_t>(old), static_cast<uint16_t>(b));
-      const uint32_t high = combine_halves(op, bfloat, static_cast<uint16_t>(old >> 16),
-                                           static_cast<uint16_t>(b >> 16));
-      return high << 16 | low;
-    }
+      return uint32_t{add_halves(old >> 16, b >> 16)} << 16 | add_halves(old, b);
     default:
-      return combine_halves(op, t == Type::kBf16, static_cast<uint16_t>(old),
-                            static_cast<uint16_t>(b));
+      return add_halves(old, b);
   }
 }
 
@@ -393,25 +412,25 @@ void atomic(Warp& w, const Instr& in, uint32_t exec) {
   w.define(in.d, exec, kAllLanes);
 }
 
-bool atomic_exists(uint8_t op, Type t) {
-  const bool floating = t == Type::kF32 || t == Type::kF64;
-  const bool pair = t == Type::kF16 || t == Type::kF16x2 || t == Type::kBf16 || t == Type::kBf16x2;
+// bfloat16 has atomics since sm_90.
+bool atomic_exists(uint8_t op, Type t, bool returns) {
+  const bool integer = t == Type::kU32 || t == Type::kS32 || t == Type::kU64;
   const bool bits = t == Type::kB32 || t == Type::kB64;
-  const bool integer = t == Type::kU32 || t == Type::kS32 || t == Type::kU64 || t == Type::kS64;
   switch (op) {
     case kAdd:
-      return floating || integer || pair;
+      return integer || t == Type::kF32 || t == Type::kF64 || t == Type::kF16 || t == Type::kF16x2;
     case kMin:
     case kMax:
-      return integer;
+      return integer || t == Type::kS64;
     case kInc:
     case kDec:
       return t == Type::kU32;
-    case kCas:
     case kExch:
-      return bits || integer || t == Type::kB16;
+      return bits && returns;
+    case kCas:
+      return (bits || t == Type::kB16) && returns;
     default:
-      return bits || integer;
+      return bits;
   }
 }
 
@@ -422,12 +441,13 @@ void atomic_rule(Decoder& d, Instr& in) {
   const Space space = take_space(d, name);
   const int op =
       d.take_one_of({"add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"});
-  d.take("noftz");
-  const bool policy = d.take("L2::cache_hint");
+  const bool noftz = d.take("noftz"), policy = space == kGlobal && d.take("L2::cache_hint");
   const Type t = d.type();
-  if (op < 0 || !atomic_exists(static_cast<uint8_t>(op), t) || space > kShared) return;
+  if (op < 0 || !atomic_exists(static_cast<uint8_t>(op), t, returns) || space > kShared) return;
+  if (noftz != (t == Type::kF16 || t == Type::kF16x2)) return;
   const size_t first = returns ? 1 : 0, operands = first + (op == kCas ? 3 : 2) + (policy ? 1 : 0);
   d.expect(operands, operands);
+  take_policy(d, policy);
   const unsigned bits = bits_of(t);
   if (returns) in.d = d.destination(0, bits);
   d.address(first, name, in);
@@ -532,13 +552,17 @@ void cp_rule(Decoder& d, Instr& in) {
     in.run = wait_group;
     return;
   }
-  if (d.take_one_of({"ca", "cg"}) < 0) return;
+  const int cache = d.take_one_of({"ca", "cg"});
+  if (cache < 0) return;
   if (d.take_one_of({"shared", "shared::cta"}) < 0 || !d.take("global")) return;
-  take_cache_hints(d);
+  d.take_one_of({"L2::64B", "L2::128B", "L2::256B"});
   const bool policy = d.take("L2::cache_hint");
   d.expect(policy ? 4 : 3, policy ? 5 : 4);
+  take_policy(d, policy);
   const uint64_t n = d.immediate(2, 16);
-  if (n != 4 && n != 8 && n != 16) d.unknown("it copies 4, 8 or 16 bytes");
+  if (n != 16 && (cache == 1 || (n != 4 && n != 8))) {
+    d.unknown(cache ? "it copies 16 bytes" : "it copies 4, 8 or 16 bytes");
+  }
   in.size = static_cast<uint8_t>(n);
   // The shared address first: Decoder::address fills in.a.
   Instr shared;
@@ -620,8 +644,15 @@ void nothing(Warp&, const Instr&, uint32_t) {}
 
 void prefetch_rule(Decoder& d, Instr& in) {
   std::string name;
-  take_space(d, name);
-  if (d.take_one_of({"L1", "L2", "L2::evict_last", "L2::evict_normal"}) < 0) return;
+  if (d.base() == "prefetchu") {
+    if (!d.take("L1")) return;
+  } else {
+    const Space space = take_space(d, name);
+    if (space != kGeneric && name != "global" && space != kLocal) return;
+    const bool hint =
+        name == "global" && d.take_one_of({"L2::evict_last", "L2::evict_normal"}) >= 0;
+    if (!hint && d.take_one_of({"L1", "L2"}) < 0) return;
+  }
   d.expect(1, 1);
   d.address(0, name, in);
   in.run = nothing;
@@ -635,8 +666,10 @@ void policy_value(Warp& w, const Instr& in, uint32_t exec) {
 
 void createpolicy_rule(Decoder& d, Instr& in) {
   if (!d.take("fractional")) return;
-  take_cache_hints(d);
-  d.take("L2::evict_unchanged");
+  const int primary = d.take_one_of(
+      {"L2::evict_last", "L2::evict_normal", "L2::evict_first", "L2::evict_unchanged"});
+  if (primary < 0) return;
+  d.take_one_of({"L2::evict_first", "L2::evict_unchanged"});
   if (d.type() != Type::kB64) return;
   d.expect(1, 2);
   in.d = d.destination(0, 64);

@@ -413,7 +413,7 @@ void fence_rule(Decoder& d, Instr& in) {
     return;
   }
   d.take_one_of({"acq_rel", "sc", "acquire", "release"});
-  const int scope = d.take_one_of({"cta", "cluster", "gpu", "sys"});
+  const int scope = d.take_one_of({"cta", "gpu", "sys"});
   if (scope >= 0) in.run = scope ? fence_all : fence_block;
 }
 
@@ -431,7 +431,7 @@ void bra_rule(Decoder& d, Instr& in) {
 void leave(Warp& w, const Instr&, uint32_t exec) { w.exit_lanes(exec); }
 
 void ret_rule(Decoder& d, Instr& in) {
-  d.take("uni");
+  if (d.base() == "ret") d.take("uni");
   d.expect(0, 0);
   in.run = leave;
 }
