@@ -233,13 +233,21 @@ Handler min_max(uint16_t flags) {
 // ---- approximations -----------------------------------------------------------------------------
 //
 // The exact value, moved by up to what the PTX ISA documents as the error, in a direction and by an
-// amount that depend on operand, instruction and seed. kEps is what rounding to float32 adds.
+// amount that depend on operand, instruction and seed. Less what rounding to float32 adds: half of
+// an ulp, or kEps of the value.
 
 constexpr double kEps = 0x1p-24;
 
+// The distance of float32 numbers at y.
+double ulp(double y) {
+  const double power = bit_cast<double>(bit_cast<uint64_t>(y) & 0x7FF0000000000000);
+  return (power > 0x1p-126 ? power : 0x1p-126) * 0x1p-23;
+}
+
 // 2^x for |x| < 2000 within 2^-45, in a form that vectorises: 2^n by its bits, 2^f by a polynomial.
 double exp2_fast(double x) {
-  const double n = std::nearbyint(x);
+  // Adding 1.5 * 2^52 leaves the nearest integer in the low bits. A cast would not do for NaN.
+  const double shifted = x + 0x1.8p52, n = shifted - 0x1.8p52;
   const double y = (x - n) * 0.693147180559945309417;
   double p = 1.0 / 479001600.0;
   p = p * y + 1.0 / 39916800.0;
@@ -254,64 +262,71 @@ double exp2_fast(double x) {
   p = p * y + 0.5;
   p = p * y + 1.0;
   p = p * y + 1.0;
-  return p * bit_cast<double>(static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52);
+  return p * bit_cast<double>((bit_cast<uint64_t>(shifted) + 1023) << 52);
 }
 
+// f(x), how far from y = f(x) the result may be, and where the ISA's tables have an exact entry.
 struct Ex2 {
-  static constexpr double relative = 2 * 0x1p-23, absolute = 0;  // 2 ulp
   static double f(double x) { return exp2_fast(x < -1000.0 ? -1000.0 : x > 1000.0 ? 1000.0 : x); }
-  // Where the ISA's table has an exact entry.
+  static double error(double, double y) { return 1.5 * ulp(y); }  // 2 ulp
   static bool exact(double x) { return x == 0.0 || std::isinf(x); }
 };
 struct RcpApprox {
-  static constexpr double relative = 0x1p-23, absolute = 0;  // 1 ulp
   static double f(double x) { return 1.0 / x; }
+  static double error(double, double y) { return 0.5 * ulp(y); }  // 1 ulp
   static bool exact(double x) { return x == 0.0 || std::isinf(x); }
 };
 struct SqrtApprox {
-  static constexpr double relative = 0x1p-23, absolute = 0;
   static double f(double x) { return std::sqrt(x); }
+  static double error(double, double y) { return (0x1p-23 - kEps) * y; }
   static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
 };
 struct Rsqrt {
-  static constexpr double relative = 0x1.125p-23, absolute = 0;  // 2^-22.9
   static double f(double x) { return 1.0 / std::sqrt(x); }
+  static double error(double, double y) { return (0x1.125p-23 - kEps) * y; }  // 2^-22.9
   static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
 };
 struct Lg2 {
-  // 2^-22 absolute between 0.5 and 2, relative elsewhere, where |log2| > 1
-  static constexpr double relative = 0, absolute = 0x1p-22;
   static double f(double x) { return std::log2(x); }
+  // 2^-22 absolute between 0.5 and 2, relative elsewhere, where |log2| > 1
+  static double error(double, double y) {
+    const double magnitude = std::fabs(y);
+    return (0x1p-22 - kEps) * (magnitude > 1.0 ? magnitude : 1.0);
+  }
   static bool exact(double x) { return !(x > 0.0) || std::isinf(x); }
 };
+// 2^-20.5 for |x| <= 2 pi, 2^-14.7 for |x| <= 100 pi; nothing is promised of larger ones.
+double sine_error(double x) {
+  const double magnitude = std::fabs(x);
+  if (magnitude <= 0x1.921FB5p2) return 0x1.6A09Ep-21 - kEps;
+  return magnitude <= 0x1.3A28C5p8 ? 0x1.3B2p-15 - kEps : 2.0;
+}
 struct Sin {
-  static constexpr double relative = 0, absolute = 0x1.6A09E6p-21;  // 2^-20.5 for |x| <= 2 pi
   static double f(double x) { return std::sin(x); }
+  static double error(double x, double) { return sine_error(x); }
   static bool exact(double x) { return x == 0.0 || !std::isfinite(x); }
 };
 struct Cos {
-  static constexpr double relative = 0, absolute = 0x1.6A09E6p-21;
   static double f(double x) { return std::cos(x); }
+  static double error(double x, double) { return sine_error(x); }
   static bool exact(double x) { return x == 0.0 || !std::isfinite(x); }
 };
 struct Tanh {
-  static constexpr double relative = 0x1p-11, absolute = 0;
   static double f(double x) { return std::tanh(x); }
-  static bool exact(double x) { return x == 0.0 || std::isinf(x); }
+  static double error(double, double y) { return (0x1p-11 - kEps) * y; }
+  // Denormals are passed through.
+  static bool exact(double x) { return std::fabs(x) < 0x1p-126 || std::isinf(x); }
 };
 
 template <class Op>
 float approximate(float x, double amount, bool ftz) {
   if (ftz) x = flush(x);
-  const double wide = x, exact = Op::f(wide);
-  double y = exact;
-  if (!Op::exact(wide)) {
-    y += amount * (exact * (Op::relative ? Op::relative - kEps : 0.0) +
-                   (Op::absolute ? (Op::absolute - kEps) * std::fmax(1.0, std::fabs(exact)) : 0.0));
-  }
+  const double wide = x;
+  double y = Op::f(wide);
+  if (!Op::exact(wide)) y += amount * Op::error(wide, y);
   // sin and cos and tanh stay within their range
   if constexpr (std::is_same_v<Op, Sin> || std::is_same_v<Op, Cos> || std::is_same_v<Op, Tanh>) {
-    y = std::fmax(-1.0, std::fmin(1.0, y));
+    y = y < -1.0 ? -1.0 : y > 1.0 ? 1.0 : y;
   }
   const float result = static_cast<float>(y);
   return canonical(ftz ? flush(result) : result);
@@ -328,7 +343,8 @@ void approximation(Warp& w, const Instr& in, uint32_t exec) {
   w.define(in.d, exec, w.is_defined(in.a));
 }
 
-// Division within 2 ulp: .approx is 0 for divisors of 2^126 and more, .full is right everywhere.
+// Division within 2 ulp. .full is so everywhere; .approx is a times the reciprocal of b, which is
+// zero for divisors above 2^126 and overflows for the smallest.
 template <bool ftz, bool full>
 void approximate_division(Warp& w, const Instr& in, uint32_t exec) {
   const float *a = w.row<float>(in.a), *b = w.row<float>(in.b);
@@ -343,12 +359,12 @@ void approximate_division(Warp& w, const Instr& in, uint32_t exec) {
     float x = a[l], y = b[l];
     if (ftz) x = flush(x), y = flush(y);
     double quotient = static_cast<double>(x) / static_cast<double>(y);
-    quotient += quotient == 0.0 || !std::isfinite(quotient)
-                    ? 0.0
-                    : amount[l] * quotient * (2 * 0x1p-23 - kEps);
     if (!full && std::fabs(y) > 0x1p126f && std::isfinite(y)) {
-      quotient =
-          std::isinf(x) ? std::numeric_limits<double>::quiet_NaN() : std::copysign(0.0, quotient);
+      quotient = x * std::copysign(0.0, y);
+    } else if (!full && std::fabs(y) <= 0x1p-128f) {
+      quotient = x * std::copysign(std::numeric_limits<double>::infinity(), y);
+    } else if (quotient != 0.0 && std::isfinite(quotient)) {
+      quotient += amount[l] * 1.5 * ulp(quotient);
     }
     const float r = static_cast<float>(quotient);
     result[l] = canonical(ftz ? flush(r) : r);
@@ -357,22 +373,26 @@ void approximate_division(Warp& w, const Instr& in, uint32_t exec) {
   w.define(in.d, exec, w.is_defined(in.a) & w.is_defined(in.b));
 }
 
-// float64's only approximations: 20 or so bits, denormals flushed.
+// float64's only approximations read and write upper halves: 20 bits of mantissa, of which the ISA
+// does not say how many are right. Here all but the last.
 template <bool root>
 void approximate_double(Warp& w, const Instr& in, uint32_t exec) {
-  const double* a = w.row<double>(in.a);
+  const auto* a = w.row<uint64_t>(in.a);
   uint32_t high[kLanes];
-  for (int l = 0; l < kLanes; ++l) high[l] = static_cast<uint32_t>(bit_cast<uint64_t>(a[l]) >> 32);
+  for (int l = 0; l < kLanes; ++l) high[l] = static_cast<uint32_t>(a[l] >> 32);
   double amount[kLanes];
   error_amounts(w, high, amount);
-  double result[kLanes];
+  uint64_t result[kLanes];
+  const auto flushed = [](double x) {
+    return std::fabs(x) < std::numeric_limits<double>::min() ? std::copysign(0.0, x) : x;
+  };
   for (int l = 0; l < kLanes; ++l) {
-    const double x =
-        std::fabs(a[l]) < std::numeric_limits<double>::min() ? std::copysign(0.0, a[l]) : a[l];
+    const double x = flushed(bit_cast<double>(uint64_t{high[l]} << 32));
     const double y = root ? 1.0 / std::sqrt(x) : 1.0 / x;
-    const double moved = std::isfinite(y) && y != 0.0 ? y * (1.0 + amount[l] * 0x1p-20) : y;
-    result[l] = canonical(
-        std::fabs(moved) < std::numeric_limits<double>::min() ? std::copysign(0.0, moved) : moved);
+    const double moved = std::isfinite(y) ? y * (1.0 + amount[l] * 0x1p-21) : y;
+    const uint64_t bits = bit_cast<uint64_t>(flushed(moved));
+    // To nearest, of the upper half.
+    result[l] = (y == y ? bits + 0x80000000 : 0x7FFFFFFF00000000) & 0xFFFFFFFF00000000;
   }
   w.write(in.d, result, exec);
   w.define(in.d, exec, w.is_defined(in.a));
@@ -401,7 +421,7 @@ void testp(Warp& w, const Instr& in, uint32_t exec) {
         is = std::isnan(x);
         break;
       case 4:
-        is = std::isnormal(x);
+        is = std::isnormal(x) || x == 0;  // zeros are normal numbers here
         break;
       default:
         is = std::fpclassify(x) == FP_SUBNORMAL;
@@ -425,21 +445,16 @@ void operands(Decoder& d, Instr& in, Type t, size_t sources) {
   if (sources > 2) in.c = d.source(3, t);
 }
 
-uint16_t common_flags(Decoder& d, Type t) {
-  uint16_t flags = 0;
-  if (t == Type::kF32 && d.take("ftz")) flags |= kFtz;
-  if (t == Type::kF32 && d.take("sat")) flags |= kSat;
-  return flags;
-}
-
-int rounding(Decoder& d) { return d.take_one_of({"rn", "rz", "rm", "rp"}); }
-
+// The rounding may be left out of some, and some saturate.
 template <class Op, int arity>
 void arithmetic(Decoder& d, Instr& in, Operation operation) {
   const Type t = d.type_if_any();
   if (!is_float(t)) return;
-  in.flags = common_flags(d, t);
-  const int mode = rounding(d);
+  if (t == Type::kF32 && d.take("ftz")) in.flags |= kFtz;
+  const bool saturates = operation <= kMul || operation == kFma;
+  if (t == Type::kF32 && saturates && d.take("sat")) in.flags |= kSat;
+  const int mode = d.take_one_of({"rn", "rz", "rm", "rp"});
+  if (mode < 0 && operation > kMul) return;
   operands(d, in, t, arity);
   if (mode <= 0) {
     in.run =
