@@ -15,6 +15,11 @@ bool is_integer(Type t) { return t >= Type::kU8 && t <= Type::kS64; }
 bool is_float(Type t) {
   return t == Type::kF16 || t == Type::kBf16 || t == Type::kF32 || t == Type::kF64;
 }
+// What mov, selp and slct know: not 8 or 128 bits, none of the half types.
+bool is_plain(Type t) {
+  const bool known = t <= Type::kS64 || t == Type::kF32 || t == Type::kF64;
+  return known && bits_of(t) >= 16 && bits_of(t) <= 64;
+}
 
 template <class T>
 struct Same {
@@ -239,10 +244,10 @@ void float_to_integer(Warp& w, const Instr& in, uint32_t exec) {
 }
 
 // A 64-bit integer may have more digits than a double: round it to odd, 11 bits short.
-double integer_to_double(int64_t x, bool is_unsigned, bool exact_double) {
+double integer_to_double(int64_t x, bool is_unsigned) {
   const bool negative = !is_unsigned && x < 0;
   uint64_t magnitude = negative ? 0 - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
-  if (!exact_double && magnitude >> 53) {
+  if (magnitude >> 53) {
     magnitude = (magnitude & ~uint64_t{0x7FF}) | (magnitude & 0x7FF ? 0x800 : 0);
   }
   const double y = static_cast<double>(magnitude);
@@ -267,12 +272,12 @@ void integer_to_float(Warp& w, const Instr& in, uint32_t exec) {
       } else {
         y = static_cast<double>(v);
       }
-      bits[l] = bit_cast<uint64_t>(static_cast<double>(y));
+      bits[l] = bit_cast<uint64_t>(in.flags & kSat ? saturate_unit<double>(y) : double{y});
     }
     std::fesetround(before);
   } else {
     for (int l = 0; l < kLanes; ++l) {
-      double y = integer_to_double(x[l], from == Type::kU64, false);
+      double y = integer_to_double(x[l], from == Type::kU64);
       if (in.flags & kSat) y = saturate_unit(y);
       bits[l] = float_bits(y, to, how);
     }
@@ -349,16 +354,42 @@ void floats_to_pair(Warp& w, const Instr& in, uint32_t exec) {
   w.define(in.d, exec, w.is_defined(in.a) & w.is_defined(in.b));
 }
 
+// Whether all values of `from` are values of `to`: then there is nothing to saturate.
+bool holds_all(Type to, Type from) {
+  if (is_signed(from)) return is_signed(to) && bits_of(to) >= bits_of(from);
+  return is_signed(to) ? bits_of(to) > bits_of(from) : bits_of(to) >= bits_of(from);
+}
+
+// `round` is -1 or 0 to 4 for rn, rz, rm, rp, rna; `integral` the same of rni, rzi, rmi, rpi.
+bool conversion_exists(Type to, Type from, int round, int integral, uint16_t flags) {
+  if (flags & kFtz && to != Type::kF32 && from != Type::kF32) return false;
+  if (round == 4) return to == Type::kTf32 && from == Type::kF32 && !flags && integral < 0;
+  if (is_integer(to) && is_integer(from)) {
+    return round < 0 && integral < 0 && !(flags & kRelu) && !(flags & kSat && holds_all(to, from));
+  }
+  if (flags & kRelu) {
+    return (to == Type::kF16 || to == Type::kBf16) && from == Type::kF32 && flags == kRelu &&
+           (round == 0 || round == 1) && integral < 0;
+  }
+  if (to == Type::kBf16) return from == Type::kF32 && round >= 0 && integral < 0 && !(flags & kSat);
+  if (from == Type::kBf16) return to == Type::kF32 && round < 0 && integral < 0 && !flags;
+  if (is_integer(to) && is_float(from)) return integral >= 0 && round < 0;
+  if (is_float(to) && is_integer(from)) return round >= 0 && integral < 0;
+  if (!is_float(to) || !is_float(from)) return false;
+  if (integral >= 0) return to == from && round < 0;
+  return (bits_of(to) < bits_of(from)) == (round >= 0);
+}
+
 void cvt_rule(Decoder& d, Instr& in) {
   const int integral = d.take_one_of({"rni", "rzi", "rmi", "rpi"});
-  int round = d.take_one_of({"rn", "rz", "rm", "rp", "rna"});
+  const int round = d.take_one_of({"rn", "rz", "rm", "rp", "rna"});
   if (d.take("ftz")) in.flags |= kFtz;
   if (d.take("sat")) in.flags |= kSat;
   if (d.take("relu")) in.flags |= kRelu;
-  const bool away = round == 4;
   const Type to = d.type(), from = d.type();
   if (to == Type::kF16x2 || to == Type::kBf16x2) {
     if (from != Type::kF32 || round < 0 || round > 1 || integral >= 0) return;
+    if (in.flags & (kFtz | kSat)) return;
     d.expect(3, 3);
     in.d = d.destination(0, 32);
     in.a = d.source(1, Type::kF32);
@@ -368,63 +399,46 @@ void cvt_rule(Decoder& d, Instr& in) {
     in.run = floats_to_pair;
     return;
   }
+  if (!conversion_exists(to, from, round, integral, in.flags)) return;
   d.expect(2, 2);
   in.count = static_cast<uint8_t>(from);
   in.size = static_cast<uint8_t>(to);
+  in.mode = static_cast<uint8_t>(integral >= 0 ? integral : round >= 0 ? round : 0);
   const unsigned from_bits =
       d.register_bits(d.operand(1)) ? d.register_bits(d.operand(1)) : std::max(bits_of(from), 16u);
   const unsigned to_bits =
       d.register_bits(d.operand(0)) ? d.register_bits(d.operand(0)) : std::max(bits_of(to), 16u);
   if (from_bits < bits_of(from) || to_bits < bits_of(to)) d.unknown("a register is too narrow");
+  // Only integers may lie in wider registers.
+  if (!is_integer(from) && from_bits != bits_of(from)) return;
+  if (!is_integer(to) && to_bits != bits_of(to)) return;
   in.target = Registers::pack(from_bits, to_bits);
   in.d = d.destination(0, to_bits);
   in.a = d.source(1, from_bits, from);
-  if (is_integer(to) && is_integer(from)) {
-    if (round >= 0 || integral >= 0 || in.flags & (kFtz | kRelu)) return;
-    in.run = integer_to_integer;
-    if (in.flags == 0 && to_bits == 64 && from_bits == 32) {
-      if (to == Type::kS64 && from == Type::kS32)
-        in.run = map1<Extend<int64_t, int32_t>, int64_t, int32_t>;
-      if (bits_of(to) == 64 && from == Type::kU32)
-        in.run = map1<Extend<uint64_t, uint32_t>, uint64_t, uint32_t>;
+  if (is_integer(from)) {
+    in.run = is_integer(to) ? integer_to_integer : integer_to_float;
+  } else {
+    in.run = is_integer(to)  ? float_to_integer
+             : integral >= 0 ? float_to_float<true>
+                             : float_to_float<false>;
+  }
+  // The common ones.
+  if (in.flags || in.mode || integral >= 0) return;
+  if (to_bits == 64 && from_bits == 32) {
+    if (to == Type::kS64 && from == Type::kS32) {
+      in.run = map1<Extend<int64_t, int32_t>, int64_t, int32_t>;
     }
-    return;
-  }
-  if (is_integer(to) && is_float(from)) {
-    if (integral < 0 || round >= 0 || in.flags & kRelu) return;
-    in.mode = static_cast<uint8_t>(integral);
-    in.run = float_to_integer;
-    return;
-  }
-  if (is_float(to) && is_integer(from)) {
-    if (round < 0 || away || integral >= 0 || in.flags & kRelu) return;
-    if (to_bits != bits_of(to)) return;
-    in.mode = static_cast<uint8_t>(round);
-    in.run = integer_to_float;
-    if (to == Type::kF32 && from == Type::kS32 && from_bits == 32 && round == 0 && !in.flags) {
-      in.run = map1<S32ToFloat, float, int32_t>;
+    if (is_integer(to) && bits_of(to) == 64 && from == Type::kU32) {
+      in.run = map1<Extend<uint64_t, uint32_t>, uint64_t, uint32_t>;
     }
-    return;
   }
-  if (to == Type::kTf32 && from == Type::kF32) {
-    if (integral >= 0 || round < 0 || (!away && round > 1)) return;
-    in.mode = static_cast<uint8_t>(away ? Round::kNearestAway : static_cast<Round>(round));
-    in.run = float_to_float<false>;
-    return;
+  if (to == Type::kF32 && from == Type::kS32 && from_bits == 32) {
+    in.run = map1<S32ToFloat, float, int32_t>;
   }
-  if (!is_float(to) || !is_float(from) || away) return;
-  if (to_bits != bits_of(to) || from_bits != bits_of(from)) return;
-  const bool narrower = bits_of(to) < bits_of(from);
-  if (narrower && round < 0) return;  // the ISA asks for a rounding
-  if (integral >= 0 && (to != from || round >= 0)) return;
-  in.mode = static_cast<uint8_t>(integral >= 0 ? integral : round < 0 ? 0 : round);
-  in.run = integral >= 0 ? float_to_float<true> : float_to_float<false>;
-  if (in.flags == 0 && in.mode == 0 && integral < 0) {
-    if (to == Type::kF32 && from == Type::kF16) in.run = map1<HalfToFloat, float, uint16_t>;
-    if (to == Type::kF16 && from == Type::kF32) in.run = map1<FloatToHalf, uint16_t, float>;
-    if (to == Type::kBf16 && from == Type::kF32) in.run = map1<FloatToBfloat, uint16_t, float>;
-    if (to == Type::kF32 && from == Type::kBf16) in.run = map1<BfloatToFloat, float, uint16_t>;
-  }
+  if (to == Type::kF32 && from == Type::kF16) in.run = map1<HalfToFloat, float, uint16_t>;
+  if (to == Type::kF16 && from == Type::kF32) in.run = map1<FloatToHalf, uint16_t, float>;
+  if (to == Type::kBf16 && from == Type::kF32) in.run = map1<FloatToBfloat, uint16_t, float>;
+  if (to == Type::kF32 && from == Type::kBf16) in.run = map1<BfloatToFloat, float, uint16_t>;
 }
 
 // ---- mov ----------------------------------------------------------------------------------------
@@ -479,6 +493,7 @@ enum Special : uint8_t {
   kNsmid,
   kGridid,
   kClock,
+  kClockHigh,
   kLanemaskEq,
   kLanemaskLe,
   kLanemaskLt,
@@ -507,9 +522,11 @@ const std::pair<const char*, Special> kSpecials[] = {
     {"%nsmid", kNsmid},
     {"%gridid", kGridid},
     {"%clock", kClock},
-    {"%clock_hi", kClock},
+    {"%clock_hi", kClockHigh},
     {"%clock64", kClock},
     {"%globaltimer", kClock},
+    {"%globaltimer_lo", kClock},
+    {"%globaltimer_hi", kClockHigh},
     {"%lanemask_eq", kLanemaskEq},
     {"%lanemask_le", kLanemaskLe},
     {"%lanemask_lt", kLanemaskLt},
@@ -557,6 +574,8 @@ uint64_t special_value(const Warp& w, uint8_t which, int lane) {
       return block.warps.size();
     case kClock:
       return block.instructions;
+    case kClockHigh:
+      return block.instructions >> 32;
     case kLanemaskEq:
       return bit;
     case kLanemaskLt:
@@ -613,8 +632,9 @@ void mov_rule(Decoder& d, Instr& in) {
     in.run = move_predicate;
     return;
   }
-  if (bits < 16 || bits > 64) return;
+  if (!is_plain(t)) return;
   if (from.kind == Operand::kVector || to.kind == Operand::kVector) {
+    if (t != Type::kB32 && t != Type::kB64) return;
     const bool packs = from.kind == Operand::kVector;
     const std::vector<Operand> parts = d.parts(packs ? 1 : 0);
     const unsigned part = parts.empty() ? 0 : bits / static_cast<unsigned>(parts.size());
@@ -641,8 +661,16 @@ void mov_rule(Decoder& d, Instr& in) {
   }
   in.d = d.destination(0, bits);
   if (from.kind == Operand::kSpecial) {
+    if (t == Type::kF32 || t == Type::kF64) return;
     for (const auto& [name, special] : kSpecials) {
       if (from.name != name) continue;
+      const std::string text = name;
+      const bool wide = text == "%clock64" || text == "%globaltimer";
+      // Once all had 16 bits; the first few still may.
+      if (bits != (wide ? 64u : 32u) && !(bits == 16 && special <= kNctaidZ) &&
+          !(bits == 64 && special == kGridid)) {
+        d.unknown(from.name + " has not " + std::to_string(bits) + " bits");
+      }
       in.mode = special;
       in.run = bits == 16   ? move_special<uint16_t>
                : bits == 32 ? move_special<uint32_t>
@@ -666,6 +694,11 @@ struct AddressMove {
   }
 };
 
+int take_space(Decoder& d) {
+  const int space = d.take_one_of({"global", "shared", "local", "const", "param", "shared::cta"});
+  return space == 5 ? 1 : space;
+}
+
 uint64_t window(int space) {
   const uint64_t windows[] = {0, kSharedWindow, kLocalWindow, 0, kParamWindow};
   return windows[space];
@@ -673,8 +706,7 @@ uint64_t window(int space) {
 
 void cvta_rule(Decoder& d, Instr& in) {
   const bool to = d.take("to");
-  const int space = d.take_one_of({"global", "shared", "local", "const", "param"});
-  d.take_one_of({"shared::cta"});
+  const int space = take_space(d);
   const Type t = d.type();
   if (t != Type::kU64 || space < 0) return;
   d.expect(2, 2);
@@ -688,10 +720,9 @@ void is_in_space(Warp& w, const Instr& in, uint32_t exec) {
   const auto* a = w.row<uint64_t>(in.a);
   uint32_t holds = 0;
   for (int l = 0; l < kLanes; ++l) {
-    const uint64_t windows[] = {kSharedWindow, kLocalWindow, kParamWindow};
     int space = 0;  // global
-    for (int i = 0; i < 3; ++i) {
-      if (a[l] - windows[i] < kWindowBytes) space = i + 1;
+    for (const int i : {1, 2, 4}) {
+      if (a[l] - window(i) < kWindowBytes) space = i;
     }
     holds |= uint32_t{space == in.mode} << l;
   }
@@ -700,8 +731,8 @@ void is_in_space(Warp& w, const Instr& in, uint32_t exec) {
 }
 
 void isspacep_rule(Decoder& d, Instr& in) {
-  const int space = d.take_one_of({"global", "shared", "local", "param"});
-  if (space < 0) return;
+  const int space = take_space(d);
+  if (space < 0 || space == 3) return;  // constants have no window of their own here
   d.expect(2, 2);
   in.d = d.destination(0, 1);
   in.a = d.source(1, 64);
@@ -867,12 +898,10 @@ uint32_t compare_operands(const Warp& w, const Instr& in, bool upper) {
     for (int l = 0; l < kLanes; ++l) {
       if (t == Type::kF32) {
         x[l] = w.row<float>(r)[l];
-      } else if (t == Type::kF16 || t == Type::kBf16) {
-        const uint16_t bits = w.row<uint16_t>(r)[l];
-        x[l] = t == Type::kF16 ? half_to_float(bits) : bfloat_to_float(bits);
+      } else if (t == Type::kF16) {
+        x[l] = half_to_float(w.row<uint16_t>(r)[l]);
       } else {
-        const auto bits = static_cast<uint16_t>(w.row<uint32_t>(r)[l] >> (upper ? 16 : 0));
-        x[l] = t == Type::kF16x2 ? half_to_float(bits) : bfloat_to_float(bits);
+        x[l] = half_to_float(static_cast<uint16_t>(w.row<uint32_t>(r)[l] >> (upper ? 16 : 0)));
       }
     }
   };
@@ -896,7 +925,7 @@ uint32_t combine(uint8_t how, uint32_t a, uint32_t b) {
 // in.size: Combine; in.immediate: 1 when c is negated, 2 when there is a second destination (in.e).
 void setp(Warp& w, const Instr& in, uint32_t exec) {
   const auto t = static_cast<Type>(in.count);
-  const bool pair = t == Type::kF16x2 || t == Type::kBf16x2;
+  const bool pair = t == Type::kF16x2;
   const uint32_t first = compare_operands(w, in, false);
   uint32_t sources = w.is_defined(in.a) & w.is_defined(in.b), c = 0;
   if (in.size != kPlain) {
@@ -915,7 +944,7 @@ void setp(Warp& w, const Instr& in, uint32_t exec) {
 // The result as all ones or 1.0. in.target: destination's type.
 void set(Warp& w, const Instr& in, uint32_t exec) {
   const auto t = static_cast<Type>(in.count), to = static_cast<Type>(in.target);
-  const bool pair = t == Type::kF16x2 || t == Type::kBf16x2;
+  const bool pair = t == Type::kF16x2;
   uint32_t sources = w.is_defined(in.a) & w.is_defined(in.b), c = 0;
   if (in.size != kPlain) {
     c = w.predicate(in.c) ^ (in.immediate & 1 ? kAllLanes : 0);
@@ -923,11 +952,10 @@ void set(Warp& w, const Instr& in, uint32_t exec) {
   }
   const uint32_t low = combine(in.size, compare_operands(w, in, false), c);
   const uint32_t high = pair ? combine(in.size, compare_operands(w, in, true), c) : 0;
-  const uint32_t one = to == Type::kF32                           ? 0x3F800000u
-                       : to == Type::kF16 || to == Type::kF16x2   ? 0x3C00u
-                       : to == Type::kBf16 || to == Type::kBf16x2 ? 0x3F80u
-                       : pair                                     ? 0xFFFFu
-                                                                  : ~0u;
+  const uint32_t one = to == Type::kF32                         ? 0x3F800000u
+                       : to == Type::kF16 || to == Type::kF16x2 ? 0x3C00u
+                       : pair                                   ? 0xFFFFu
+                                                                : ~0u;
   uint32_t result[kLanes];
   for (int l = 0; l < kLanes; ++l) {
     result[l] = (low >> l & 1 ? one : 0) | (high >> l & 1 ? one << 16 : 0);
@@ -953,8 +981,11 @@ bool comparison(Decoder& d, Instr& in) {
   return how >= 0;
 }
 
-bool comparable(uint8_t how, Type t) {
-  const bool floating = is_float(t) || t == Type::kF16x2 || t == Type::kBf16x2;
+// bfloat16 has comparisons since sm_90.
+bool comparable(const Instr& in, Type t) {
+  const uint8_t how = in.mode;
+  const bool floating = t == Type::kF16 || t == Type::kF16x2 || t == Type::kF32 || t == Type::kF64;
+  if (in.flags & kFtz && (!floating || t == Type::kF64)) return false;
   const bool bits = t == Type::kB16 || t == Type::kB32 || t == Type::kB64;
   if (how < 2) return floating || bits || (is_integer(t) && bits_of(t) > 8);
   if (how < 6) return floating || (is_integer(t) && bits_of(t) > 8);
@@ -973,7 +1004,7 @@ void third_predicate(Decoder& d, Instr& in, size_t i) {
 void setp_rule(Decoder& d, Instr& in) {
   if (!comparison(d, in)) return;
   const Type t = d.type();
-  if (!comparable(in.mode, t)) return;
+  if (!comparable(in, t)) return;
   d.expect(in.size ? 4 : 3, in.size ? 4 : 3);
   in.count = static_cast<uint8_t>(t);
   in.a = d.source(1, t);
@@ -981,6 +1012,7 @@ void setp_rule(Decoder& d, Instr& in) {
   third_predicate(d, in, 3);
   Operand first = d.operand(0);
   if (!first.parts.empty()) {
+    if (t == Type::kF16) return;
     in.e = d.destination(first.parts[0], 1);
     in.immediate |= 2;
     first.parts.clear();
@@ -992,7 +1024,12 @@ void setp_rule(Decoder& d, Instr& in) {
 void set_rule(Decoder& d, Instr& in) {
   if (!comparison(d, in)) return;
   const Type to = d.type(), t = d.type();
-  if (!comparable(in.mode, t) || bits_of(to) < 16 || bits_of(to) > 32 || to == Type::kB32) return;
+  const bool word = to == Type::kU32 || to == Type::kS32;
+  const bool exists =
+      word || (t == Type::kF16x2 ? to == Type::kF16x2
+               : t == Type::kF16 ? to == Type::kF16 || to == Type::kU16 || to == Type::kS16
+                                 : to == Type::kF16 || to == Type::kF32);
+  if (!exists || !comparable(in, t)) return;
   d.expect(in.size ? 4 : 3, in.size ? 4 : 3);
   in.count = static_cast<uint8_t>(t);
   in.target = static_cast<uint32_t>(to);
@@ -1017,7 +1054,7 @@ void selp(Warp& w, const Instr& in, uint32_t exec) {
 void selp_rule(Decoder& d, Instr& in) {
   const Type t = d.type();
   const unsigned bits = bits_of(t);
-  if (bits < 16 || bits > 64) return;
+  if (!is_plain(t)) return;
   d.expect(4, 4);
   in.d = d.destination(0, bits);
   in.a = d.source(1, t);
@@ -1044,10 +1081,10 @@ void slct(Warp& w, const Instr& in, uint32_t exec) {
 }
 
 void slct_rule(Decoder& d, Instr& in) {
-  if (d.take("ftz")) in.flags |= kFtz;
   const Type t = d.type(), c = d.type();
   const unsigned bits = bits_of(t);
-  if (bits < 16 || bits > 64 || (c != Type::kF32 && c != Type::kS32)) return;
+  if (!is_plain(t) || (c != Type::kF32 && c != Type::kS32)) return;
+  if (c == Type::kF32 && d.take("ftz")) in.flags |= kFtz;
   d.expect(4, 4);
   in.d = d.destination(0, bits);
   in.a = d.source(1, t);

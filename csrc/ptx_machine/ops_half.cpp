@@ -22,7 +22,7 @@ struct Bfloat {
 };
 
 enum Flags : uint16_t { kFtz = 2, kSat = 4, kRelu = 8, kNaN = 16, kXorSign = 32 };
-enum Operation : uint8_t { kAdd, kSub, kMul, kFma, kMin, kMax, kAbs, kNeg, kEx2, kTanh };
+enum Operation : uint8_t { kAdd, kSub, kMul, kFma, kMin, kMax, kAbs, kNeg };
 
 template <class F>
 float flushed(float x, uint16_t flags) {
@@ -31,10 +31,10 @@ float flushed(float x, uint16_t flags) {
 
 template <class F>
 uint16_t finished(uint16_t bits, uint16_t flags) {
+  if (flags & kFtz && std::fabs(F::to_float(bits)) < F::smallest) bits &= 0x8000;
   const float x = F::to_float(bits);
   if (flags & kSat) return x >= 1.0f ? F::one : x > 0.0f ? bits : uint16_t{0};
   if (flags & kRelu && (x < 0.0f || bits == 0x8000)) return 0;
-  if (flags & kFtz && std::fabs(x) < F::smallest) return bits & 0x8000;
   return bits;
 }
 
@@ -91,27 +91,19 @@ void halves(Warp& w, const Instr& in, uint32_t exec) {
   w.define(in.d, exec, sources);
 }
 
-// ex2.approx and tanh.approx: what the ISA allows less what rounding the result already takes.
-template <class F, bool tanh>
-uint16_t approximate(uint16_t a, double amount, uint16_t flags) {
-  constexpr bool half = std::is_same_v<F, Half>;
-  const float x = flushed<F>(F::to_float(a), flags);
-  if (x != x) return 0x7FFF;
-  double y = tanh ? std::tanh(static_cast<double>(x)) : std::exp2(static_cast<double>(x));
-  if (x != 0.0f && !std::isinf(x)) {
-    if (tanh && half) {
-      y += amount * (0x1.027p-11 - 0x1p-12);  // 2^-10.987 absolute
-    } else if (tanh) {
-      y += amount * y * (0x1p-8 - 0x1p-9);  // 2^-8 relative
-    } else {
-      y += amount * y * (half ? 0x1.12p-10 - 0x1p-11 : 0x1p-7 - 0x1p-9);  // 2^-9.9, 2^-7
-    }
+// ex2.approx and tanh.approx of float16 (bfloat16 has them since sm_90): what the ISA allows,
+// 2^-9.9 relative and 2^-10.987 absolute, less what rounding the result already takes.
+template <bool tanh>
+uint16_t approximate(uint16_t a, double amount) {
+  const double x = half_to_float(a);
+  double y = tanh ? std::tanh(x) : std::exp2(x);
+  if (x != 0.0 && !std::isinf(x)) {
+    y += amount * (tanh ? 0x1.025p-11 - 0x1p-12 : y * (0x1.12p-10 - 0x1p-11));
   }
-  if (tanh) y = std::fmax(-1.0, std::fmin(1.0, y));
-  return finished<F>(F::from_double(y), flags);
+  return double_to_half(tanh ? (y < -1.0 ? -1.0 : y > 1.0 ? 1.0 : y) : y);
 }
 
-template <class F, bool tanh, bool pair>
+template <bool tanh, bool pair>
 void approximation(Warp& w, const Instr& in, uint32_t exec) {
   using T = std::conditional_t<pair, uint32_t, uint16_t>;
   const T* a = w.row<T>(in.a);
@@ -123,11 +115,11 @@ void approximation(Warp& w, const Instr& in, uint32_t exec) {
   if (pair) error_amounts(w, values, high);
   T result[kLanes];
   for (int l = 0; l < kLanes; ++l) {
-    result[l] = approximate<F, tanh>(static_cast<uint16_t>(a[l]), low[l], in.flags);
+    result[l] = approximate<tanh>(static_cast<uint16_t>(a[l]), low[l]);
     if constexpr (pair) {
-      result[l] |= static_cast<uint32_t>(
-                       approximate<F, tanh>(static_cast<uint16_t>(a[l] >> 16), high[l], in.flags))
-                   << 16;
+      result[l] |=
+          static_cast<uint32_t>(approximate<tanh>(static_cast<uint16_t>(a[l] >> 16), high[l]))
+          << 16;
     }
   }
   w.write(in.d, result, exec);
@@ -164,8 +156,11 @@ void rule(Decoder& d, Instr& in) {
   constexpr bool arithmetic = operation <= kFma, order = operation == kMin || operation == kMax;
   if (arithmetic) {
     if (!d.take("rn") && operation == kFma) return;
-    if (!bfloat && d.take("sat")) in.flags |= kSat;
-    if (operation == kFma && d.take("relu")) in.flags |= kRelu;
+    if (!bfloat && d.take("sat")) {
+      in.flags |= kSat;
+    } else if (operation == kFma && d.take("relu")) {
+      in.flags |= kRelu;
+    }
   }
   if (!bfloat && d.take("ftz")) in.flags |= kFtz;
   if (order) {
@@ -188,19 +183,11 @@ template <bool tanh>
 void approximation_rule(Decoder& d, Instr& in) {
   if (!d.take("approx")) return;
   const Type t = d.type_if_any();
-  if (!is_half(t)) return;
-  if (d.take("ftz")) {
-    if (tanh) return;
-    in.flags |= kFtz;
-  }
+  if (t != Type::kF16 && t != Type::kF16x2) return;
   d.expect(2, 2);
-  const unsigned bits = bits_of(t);
-  in.d = d.destination(0, bits);
-  in.a = d.source(1, bits);
-  in.run = t == Type::kF16     ? approximation<Half, tanh, false>
-           : t == Type::kF16x2 ? approximation<Half, tanh, true>
-           : t == Type::kBf16  ? approximation<Bfloat, tanh, false>
-                               : approximation<Bfloat, tanh, true>;
+  in.d = d.destination(0, t);
+  in.a = d.source(1, t);
+  in.run = t == Type::kF16 ? approximation<tanh, false> : approximation<tanh, true>;
 }
 
 }  // namespace
