@@ -325,7 +325,7 @@ def check_histogram(device: Device, ptx: str, n: int) -> None:
 
 
 @cache
-def cutlass_build(capability: int) -> tuple[str, ctypes.CDLL]:
+def cutlass_build(capability: int = 80) -> tuple[str, ctypes.CDLL]:
     """The kernels' PTX, and the host library that packs their parameters."""
     include = installed("nvidia-cutlass", "cutlass_library/source/include")
     folder = scratch() / f"cutlass_{capability}"
@@ -339,7 +339,8 @@ def cutlass_build(capability: int) -> tuple[str, ctypes.CDLL]:
 
 
 def cutlass_ptx(part: str) -> Callable[[int], str]:
-    return lambda capability: cut_kernel(cutlass_build(capability)[0], part)
+    """Of sm_80 for every device: they are kernels for it, and compiling them takes a while."""
+    return lambda capability: cut_kernel(cutlass_build()[0], part)
 
 
 def check_cutlass(function: str, dtype, b_columns: bool, bound: float):
@@ -353,7 +354,7 @@ def check_cutlass(function: str, dtype, b_columns: bool, bound: float):
         da, db = device.upload(a), device.upload(b.T if b_columns else b)
         dc = device.upload(c)
         packed, launch = ctypes.create_string_buffer(4096), (ctypes.c_int * 5)()
-        pack = getattr(cutlass_build(80)[1], function)
+        pack = getattr(cutlass_build()[1], function)
         pack.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3
         pack.argtypes += [ctypes.c_void_p, ctypes.c_int] * 3 + [ctypes.c_float] * 2
         pack.argtypes += [ctypes.c_void_p] * 2 + [ctypes.c_int]
