@@ -52,10 +52,12 @@ cpp-test: $(STAMP)  ## the C++ tests
 	$(BIN)/cmake --build build/tests
 	build/tests/effnet_fast_tests
 
-sanitize: $(STAMP)  ## the C++ tests under the address and undefined-behaviour sanitizers
-	$(CMAKE_TESTS) -B build/sanitize -DEFFNET_FAST_SANITIZE=address,undefined
+# The broken PTX takes a minute; build/sanitize/fuzz_ptx csrc/tests/ptx --seed 2 --seconds 3600 more.
+sanitize: $(STAMP)  ## the C++ tests, and broken PTX, under the address and UB sanitizers
+	$(CMAKE_TESTS) -B build/sanitize -DEFFNET_FAST_SANITIZE=address,undefined,float-cast-overflow
 	$(BIN)/cmake --build build/sanitize
 	build/sanitize/effnet_fast_tests
+	build/sanitize/fuzz_ptx csrc/tests/ptx --inputs 30000
 
 lint: $(STAMP)  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
