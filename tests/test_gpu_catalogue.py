@@ -17,6 +17,8 @@ from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.resources import CAPABILITIES
 from effnet_fast.gpu.triton_compile import compile_triton, launch_arguments
 
+pytest.importorskip("triton")  # comes with torch where there are GPUs
+
 IDS = [f"{e.name}-{e.language}" for e in CATALOGUE]
 
 

@@ -228,6 +228,12 @@ def test_an_interpreted_function_is_refused(monkeypatch):
         compile_triton(interpreted, SIGNATURE, CONSTANTS, 80)
 
 
+def test_an_overridden_architecture_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_OVERRIDE_ARCH", "sm90")
+    with pytest.raises(BackendError, match="TRITON_OVERRIDE_ARCH is set, to sm90; scaled_copy is"):
+        compile_scaled()
+
+
 @triton.jit
 def wrong(x_ptr, BLOCK: tl.constexpr):
     tl.static_assert(BLOCK >= 32, "BLOCK is too small")

@@ -128,6 +128,13 @@ class CompiledKernel:
             Of a block; may be left out when only one number is possible.
         dynamic_shared : int, optional
             Bytes; what the kernel needs by default.
+
+        Raises
+        ------
+        BackendError
+            The kernel was not assembled.
+        ArgumentError
+            ``threads`` is left out where several numbers are possible, or not 1 to 1024.
         """
         if self.resources is None:
             raise BackendError(f"{self.name} was not assembled: its registers are not known")
@@ -147,14 +154,13 @@ class CompiledKernel:
         """
         target, has = self.module.target, device.capability
         # A target like sm_90a is for that capability and no other.
-        alike = has == self.capability if target[-1].isalpha() else has >= self.capability
-        if device.backend == "cuda" and self.cubin and alike and has // 10 == self.capability // 10:
+        runs = has == self.capability if target[-1].isalpha() else has >= self.capability
+        if not runs:
+            raise BackendError(f"{self.name} is compiled for {target}; {device.name} is an sm_{has}")
+        # Machine code is for one generation; the PTX machine reads PTX alone.
+        if device.backend == "cuda" and self.cubin and has // 10 == self.capability // 10:
             return self.cubin
-        if alike:
-            return self.ptx
-        raise BackendError(
-            f"{self.name} is compiled for {target}; {device.name} is an sm_{device.capability}"
-        )
+        return self.ptx
 
     def load(self, device: Device) -> Kernel:
         """The kernel on a device; the PTX machine is told of its registers."""

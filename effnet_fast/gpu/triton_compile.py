@@ -295,7 +295,13 @@ def _parse_options(backend: Any, kernel: str, options: dict[str, Any]) -> Any:
                 f"compileimport_triton() has no option {name!r} for {kernel}; accepted: "
                 f"{', '.join(accepted)}"
             )
-    return backend.parse_options(options)
+    parsed = backend.parse_options(options)
+    if parsed.arch != f"sm{backend.target.arch}":
+        raise BackendError(
+            f"TRITON_OVERRIDE_ARCH is set, to {parsed.arch}; {kernel} is to be compiled for "
+            f"sm_{backend.target.arch}"
+        )
+    return parsed
 
 
 def _source_key(fn: Any) -> str:
