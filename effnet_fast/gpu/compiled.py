@@ -156,7 +156,8 @@ class CompiledKernel:
         # A target like sm_90a is for that capability and no other.
         runs = has == self.capability if target[-1].isalpha() else has >= self.capability
         if not runs:
-            raise BackendError(f"{self.name} is compiled for {target}; {device.name} is an sm_{has}")
+            message = f"{self.name} is compiled for {target}; {device.name} is an sm_{has}"
+            raise BackendError(message)
         # Machine code is for one generation; the PTX machine reads PTX alone.
         if device.backend == "cuda" and self.cubin and has // 10 == self.capability // 10:
             return self.cubin
