@@ -7,7 +7,8 @@ namespace effnet_fast::ptx {
 namespace {
 
 constexpr uint32_t kRowAlignment = 32;
-constexpr size_t kMaxRowBytes = size_t{1} << 28;
+constexpr size_t kMaxRowBytes = size_t{1} << 24;
+constexpr size_t kMaxSharedBytes = size_t{1} << 20;  // four times what any GPU has
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -52,8 +53,8 @@ void Decoder::run() {
                                             " has " + std::to_string(bits) +
                                             " bits; executed here: predicates, 16, 32 and 64");
     }
-    registers_.push_back(rows(bits));
   }
+  registers_.resize(function_.registers.size());
   for (const Statement& s : function_.statements) decode_statement(s);
   // A cell lies in one variable.
   for (const Extent& e : program_->shared) {
@@ -76,6 +77,12 @@ Ref Decoder::rows(unsigned bits) {
     throw Fault(Trap::kUnknownOpcode, "kernel " + function_.name + " has too many registers");
   }
   return r;
+}
+
+// Many more registers are declared than used.
+Ref Decoder::row_of(uint32_t reg) {
+  if (registers_[reg].id == 0) registers_[reg] = rows(bits_of(function_.registers[reg].type));
+  return registers_[reg];
 }
 
 void Decoder::lay_out_variables() {
@@ -126,7 +133,7 @@ void Decoder::lay_out_variables() {
           {static_cast<uint32_t>(spaced), static_cast<uint32_t>(v->bytes), v->name});
     }
     spaced += v->bytes + kSharedGap;
-    if (spaced > (size_t{1} << 24)) {
+    if (spaced > kMaxSharedBytes) {
       throw Fault(Trap::kUnknownOpcode, "kernel " + function_.name + " has too much shared memory");
     }
   }
@@ -143,7 +150,7 @@ void Decoder::decode_statement(const Statement& s) {
   if (s.guarded) {
     plain.guarded = true;
     plain.guard_negated = s.guard_negated;
-    plain.guard = registers_[s.guard];
+    plain.guard = row_of(s.guard);
   }
   Instr in = plain;
   const auto [begin, end] = rules().equal_range(s.opcode[0]);
@@ -231,11 +238,12 @@ Type Decoder::register_type(const Operand& op) const {
 Ref Decoder::destination(const Operand& op, unsigned bits) {
   if (op.kind == Operand::kSink) return rows(bits);
   if (op.kind != Operand::kRegister || op.negated) unknown("its destination is no register");
+  if (!op.parts.empty()) unknown("a pair is not a destination");
   if (register_bits(op) != bits) {
     unknown("register " + op.name + " has " + std::to_string(register_bits(op)) +
             " bits; expected " + std::to_string(bits));
   }
-  return registers_[op.reg];
+  return row_of(op.reg);
 }
 
 Ref Decoder::constant(uint64_t bits, unsigned width) {
@@ -265,7 +273,7 @@ Ref Decoder::source(const Operand& op, unsigned bits, Type type) {
       unknown("register " + op.name + " has " + std::to_string(register_bits(op)) +
               " bits; expected " + std::to_string(bits));
     }
-    return registers_[op.reg];
+    return row_of(op.reg);
   }
   if (op.kind == Operand::kImmediate) {
     uint64_t value = op.bits;
@@ -339,7 +347,7 @@ void Decoder::address(size_t i, const std::string& space, Instr& in) {
   if (op.has_reg) {
     const unsigned bits = bits_of(function_.registers[op.reg].type);
     if (bits != 32 && bits != 64) unknown("its address register has neither 32 nor 64 bits");
-    in.a = registers_[op.reg];
+    in.a = row_of(op.reg);
     if (bits == 32) in.flags |= kAddress32;
     return;
   }

@@ -63,6 +63,7 @@ class Decoder {
 
  private:
   Ref rows(unsigned bits);
+  Ref row_of(uint32_t reg);
   void lay_out_variables();
   bool symbol_address(const std::string& name, const std::string& space, uint64_t& address) const;
   void decode_statement(const Statement& statement);
@@ -72,7 +73,7 @@ class Decoder {
   const std::map<std::string, Global>& globals_;
   Kernel& kernel_;
   std::shared_ptr<Program> program_;
-  std::vector<Ref> registers_;
+  std::vector<Ref> registers_;                              // id 0: not yet used
   std::map<std::string, uint64_t> shared_, local_, param_;  // offsets
   std::map<std::pair<uint64_t, unsigned>, Ref> constants_;
   std::unordered_map<std::string, uint32_t> opcode_ids_;

@@ -174,8 +174,8 @@ void Memory::copy(uint64_t dst, uint64_t src, size_t n) {
 }
 
 void Memory::fill(uint64_t dst, uint32_t value, size_t width, size_t count) {
-  const size_t n = width * count;
-  if (n == 0) return;
+  if (count == 0) return;
+  const size_t n = count > ~size_t{0} / width ? ~size_t{0} : width * count;
   Allocation& a = require(dst, n, "fill");
   uint8_t* data = a.data + (dst - a.base);
   for (size_t i = 0; i < count; ++i) std::memcpy(data + i * width, &value, width);

@@ -9,7 +9,8 @@ namespace effnet_fast::ptx {
 namespace {
 
 // What a hostile or broken text could otherwise make us allocate.
-constexpr uint64_t kMaxRegisters = 1u << 20;
+constexpr uint64_t kMaxRegisters = 1u << 20;  // of all kernels
+constexpr size_t kMaxParameterBytes = 32764;  // the ISA's own limit
 constexpr uint64_t kMaxVariableBytes = uint64_t{1} << 32;
 constexpr size_t kMaxDepth = 64;
 
@@ -222,7 +223,7 @@ class Parser {
         continue;
       }
       if (word == "version") {
-        skip_line();
+        number();  // 9.0
       } else if (word == "target") {
         parse_target();
       } else if (word == "address_size") {
@@ -263,9 +264,10 @@ class Parser {
     if (first.rfind("sm_", 0) != 0 || first.size() < 5 || first.size() > 7) {
       fail("unknown target " + first);
     }
+    module_.target = 0;
     for (size_t i = 3; i < first.size() && std::isdigit(static_cast<unsigned char>(first[i])); ++i)
       module_.target = module_.target * 10 + (first[i] - '0');
-    skip_line();
+    while (accept(',')) name();  // debug, texmode_independent ...
   }
 
   void parse_file() {
@@ -415,6 +417,7 @@ class Parser {
 
   void parse_parameters() {
     if (accept(')')) return;
+    size_t bytes = 0;
     do {
       skip_space();
       if (directive() != "param") fail("expected .param");
@@ -449,8 +452,9 @@ class Parser {
         v.bytes *= small(1u << 16, "a parameter's size");
         expect(']');
       }
+      bytes = (bytes + v.align - 1) / v.align * v.align + v.bytes;
+      if (bytes > kMaxParameterBytes) fail("too many parameters");
       function_.parameters.push_back(std::move(v));
-      if (function_.parameters.size() > 4096) fail("too many parameters");
     } while (accept(','));
     expect(')');
   }
@@ -546,7 +550,8 @@ class Parser {
         count = small(kMaxRegisters, "a register count");
         expect('>');
       }
-      if (function_.registers.size() + count > kMaxRegisters) fail("too many registers");
+      registers_ += count;
+      if (registers_ > kMaxRegisters) fail("too many registers");
       const auto first = static_cast<uint32_t>(function_.registers.size());
       for (uint64_t i = 0; i < count; ++i) {
         function_.registers.push_back({range ? base + std::to_string(i) : base, type});
@@ -771,6 +776,7 @@ class Parser {
   Function function_;
   std::vector<Scope> scopes_;
   size_t next_scope_ = 1;
+  uint64_t registers_ = 0;
   std::vector<LabelUse> label_uses_;
   std::unordered_map<std::string, size_t> label_places_;
 };
