@@ -34,7 +34,7 @@ def collect() -> dict[str, Any]:
     cpu = {"runs": built["loaded"]}
     if not built["loaded"]:
         cpu["reason"] = built["reason"]
-    absent = {"runs": False, "reason": f"not built: effnet-fast {__version__} has no GPU kernels"}
+    absent = {"runs": False, "reason": f"effnet-fast {__version__} has no GPU engine"}
     return {
         "effnet_fast": __version__,
         "python": platform.python_version(),
@@ -45,6 +45,7 @@ def collect() -> dict[str, Any]:
             "usable_cores": len(os.sched_getaffinity(0)),
         },
         "threads": torch.get_num_threads(),
+        "ptx_machine": built["loaded"] and _machine_is_built(),
         "extension": built,
         "backends": {
             "cpu": cpu,
@@ -55,6 +56,12 @@ def collect() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _machine_is_built() -> bool:
+    from .gpu.device import machine_library
+
+    return machine_library().is_file()
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -77,7 +84,7 @@ def describe(found: dict[str, Any]) -> str:
             for isa in built["isas"]
             if isa not in built["available_isas"]
         ]
-        lines.append(f"  CUDA: {'built' if built['cuda'] else 'not built'}")
+        lines.append(f"PTX machine: {'built' if found['ptx_machine'] else 'not built'}")
     else:
         lines.append(f"kernels: not loaded: {built['reason']}")
     lines.append("backends:")
