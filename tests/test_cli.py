@@ -264,7 +264,7 @@ def test_info(capsys):
     assert found["extension"]["loaded"]
     assert found["extension"]["isa"] in found["extension"]["isas"]
     assert found["backends"]["cpu"] == {"runs": True}
-    assert "not built" in found["backends"]["gpu"]["reason"]
+    assert "has no GPU engine" in found["backends"]["gpu"]["reason"]
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert f"in use: {found['extension']['isa']}" in out
