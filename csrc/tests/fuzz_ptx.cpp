@@ -24,10 +24,10 @@
 #include "ptx_machine/machine.h"
 
 // A sanitizer's report ends in abort(), which says the input's number.
-extern "C" const char* __asan_default_options() {
-  return "abort_on_error=1:max_allocation_size_mb=1024";
-}
-extern "C" const char* __ubsan_default_options() { return "abort_on_error=1:print_stacktrace=1"; }
+#define OPTIONS_OF(sanitizer) \
+  extern "C" __attribute__((visibility("default"))) const char* __##sanitizer##_default_options()
+OPTIONS_OF(asan) { return "abort_on_error=1:max_allocation_size_mb=1024"; }
+OPTIONS_OF(ubsan) { return "abort_on_error=1:print_stacktrace=1"; }
 
 namespace {
 
@@ -346,6 +346,19 @@ struct Buffers {
   }
 };
 
+// The last bytes of the address space, of a buffer, and the windows of the other spaces.
+uint64_t odd_pointer(const Buffers& buffers, Random& random) {
+  const std::vector<uint64_t> places = {0,
+                                        buffers.zeros,
+                                        buffers.written + kBufferBytes,
+                                        buffers.unwritten + kBufferBytes,
+                                        uint64_t{0x51} << 40,
+                                        uint64_t{0x52} << 40,
+                                        uint64_t{0x53} << 40};
+  const uint64_t steps[] = {1, 4, 16, 256, 1024};
+  return random.of(places) - random.below(3) * steps[random.below(5)];
+}
+
 // Mostly pointers to the buffers and small numbers. `plain`: as the corpus expects them.
 std::vector<uint8_t> arguments(const Kernel& kernel, const Buffers& buffers, bool plain,
                                Random& random) {
@@ -355,7 +368,7 @@ std::vector<uint8_t> arguments(const Kernel& kernel, const Buffers& buffers, boo
     uint64_t value = 64;
     if (parameter.bytes == 8) {
       value = pointers++ % 2 ? buffers.zeros : buffers.written;
-      if (!plain && random.below(8) == 0) value = buffers.unwritten + random.below(64);
+      if (!plain && random.below(8) == 0) value = odd_pointer(buffers, random);
       if (!plain && random.below(16) == 0) value = random.next() >> random.below(64);
     } else if (!plain && random.below(4) == 0) {
       value = random.next() >> random.below(64);
@@ -409,14 +422,16 @@ void try_text(const std::string& text, bool plain, Random& random) {
     return;
   }
   for (const std::string& name : module->kernel_names()) {
-    try {
-      run_kernel(*module->kernel(name), memory, buffers, plain, random);
-      ++outcomes["ran"];
-    } catch (const Fault& fault) {
-      if (plain || std::string(fault.what()).find(trap_name(fault.trap)) != 0) {
-        give_up(fault.what());
+    for (int times = 0; times < 3; ++times) {
+      try {
+        run_kernel(*module->kernel(name), memory, buffers, plain, random);
+        ++outcomes["ran"];
+      } catch (const Fault& fault) {
+        if (plain || std::string(fault.what()).find(trap_name(fault.trap)) != 0) {
+          give_up(fault.what());
+        }
+        ++outcomes[trap_name(fault.trap)];
       }
-      ++outcomes[trap_name(fault.trap)];
     }
   }
 }
