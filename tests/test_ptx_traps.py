@@ -1332,6 +1332,23 @@ GLOBAL_RACES = [
         counts_vary=True,  # which block is the last
     ),
     Case(
+        "last_block_fenced_before_it_writes",
+        "global race",
+        _LAST_BLOCK.replace(
+            "  st.global.u32 [yi], r1;\n", "{publish}\n  st.global.u32 [yi], r1;\n", 1
+        )
+        .replace("{publish}", "  membar.gl;  // wrong", 1)
+        .format(
+            publish="  membar.gl;  // right\n  bar.sync 0;",
+            count="  atom.global.add.u32 r2, [counter], 1;",
+        ),
+        ("read of 0x", "wrote", "nothing that orders the two"),
+        last_block,
+        declarations=_COUNTER,
+        grid=5,
+        block=64,
+    ),
+    Case(
         "last_block_fenced_for_its_own_block_only",
         "global race",
         _LAST_BLOCK.format(
@@ -2246,6 +2263,31 @@ def test_text_that_is_no_ptx_is_refused_with_its_line():
         for line, reason in broken.items():
             with pytest.raises(GpuError, match="PTX line ") as refusal:
                 device.load(kernel(line))
+            assert reason in str(refusal.value)
+
+
+def test_texts_that_ask_for_too_much_are_refused():
+    """Before anything is allocated for them."""
+    bodies = {
+        ".reg .b32 %r<2000000>;": "a register count is not between 0 and 1048576",
+        ".reg .b32 %r<1000000>; .reg .b64 %q<1000000>;": "too many registers",
+        ".shared .b8 tile[2000000];": "too much shared memory",
+        ".shared .b8 tile[1000000][1000000];": "an array is too large",
+        ".local .b8 depot[600000];": "more local memory than the 512 KB",
+        ".shared .b8 tile[99999999999];": "an array's size is not between",
+    }
+    outside = {
+        ".global .b8 big[4294967296];": "no memory for variable big",
+        ".global .b32 few[2] = {1, 2, 3};": "more values than the variable holds",
+        ".visible .entry f(.param .b8 a[32000], .param .b8 b[800]) { ret; }": "too many parameters",
+    }
+    texts = [(kernel(body), reason) for body, reason in bodies.items()]
+    texts += [(kernel("", declarations=line), reason) for line, reason in outside.items()]
+    with Device("ptx", capacity=1 << 30) as device:
+        for text, reason in texts:
+            with pytest.raises(GpuError) as refusal:
+                device.load(text)
+            assert refusal.value.result == "CUDA_ERROR_INVALID_PTX"
             assert reason in str(refusal.value)
 
 
