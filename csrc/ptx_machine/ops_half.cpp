@@ -97,7 +97,7 @@ template <bool tanh>
 uint16_t approximate(uint16_t a, double amount) {
   const double x = half_to_float(a);
   double y = tanh ? std::tanh(x) : std::exp2(x);
-  if (x != 0.0 && !std::isinf(x)) {
+  if (x != 0.0 && !std::isinf(x) && !std::isinf(y)) {
     y += amount * (tanh ? 0x1.025p-11 - 0x1p-12 : y * (0x1.12p-10 - 0x1p-11));
   }
   return double_to_half(tanh ? (y < -1.0 ? -1.0 : y > 1.0 ? 1.0 : y) : y);
