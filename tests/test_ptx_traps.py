@@ -653,6 +653,19 @@ skip:""",
         ("atomic on shared tile + 0, which holds no defined value",),
         lambda i, x: i % 32 + 5,
     ),
+    # nvcc packs registers that nothing writes, to look at the other half alone.
+    Case(
+        "half_of_a_register",
+        "uninitialized",
+        """
+  setp.eq.u32 p1, n, 0;
+  @p1 mov.u32 r3, 5;  // wrong
+  mov.b64 q3, {lane, r3};
+  cvt.u32.u64 r4, q3;
+  st.global.u32 [yi], r4;  // trap""",
+        ("the value that it stores was never set",),
+        lambda i, x: i % 32,
+    ),
     Case(
         "shared_to_an_mma",
         "uninitialized",

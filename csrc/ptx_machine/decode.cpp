@@ -55,6 +55,15 @@ void Decoder::run() {
     }
   }
   registers_.resize(function_.registers.size());
+  assigned_.resize(function_.registers.size());
+  for (const Statement& s : function_.statements) {
+    if (s.operands.empty()) continue;
+    const Operand& to = s.operands[0];  // of every opcode that writes registers
+    if (to.kind == Operand::kRegister) assigned_[to.reg] = true;
+    for (const Operand& part : to.parts) {
+      if (part.kind == Operand::kRegister) assigned_[part.reg] = true;
+    }
+  }
   for (const Statement& s : function_.statements) decode_statement(s);
   // A cell lies in one variable.
   for (const Extent& e : program_->shared) {
@@ -83,6 +92,10 @@ Ref Decoder::rows(unsigned bits) {
 Ref Decoder::row_of(uint32_t reg) {
   if (registers_[reg].id == 0) registers_[reg] = rows(bits_of(function_.registers[reg].type));
   return registers_[reg];
+}
+
+bool Decoder::is_assigned(const Operand& op) const {
+  return op.kind != Operand::kRegister || assigned_[op.reg];
 }
 
 void Decoder::lay_out_variables() {

@@ -41,6 +41,8 @@ class Decoder {
   Ref source(size_t i, Type type) { return source(operand(i), bits_of(type), type); }
   Ref destination(size_t i, Type type) { return destination(operand(i), bits_of(type)); }
   Ref constant(uint64_t bits, unsigned width);
+  // Whether any statement of the kernel writes it; true for what is no register.
+  bool is_assigned(const Operand& op) const;
   unsigned register_bits(const Operand& op) const;  // 0 when it is no register
   Type register_type(const Operand& op) const;
   // The parts of {a, b} or the operand itself.
@@ -74,6 +76,7 @@ class Decoder {
   Kernel& kernel_;
   std::shared_ptr<Program> program_;
   std::vector<Ref> registers_;                              // id 0: not yet used
+  std::vector<bool> assigned_;                              // of each register
   std::map<std::string, uint64_t> shared_, local_, param_;  // offsets
   std::map<std::pair<uint64_t, unsigned>, Ref> constants_;
   std::unordered_map<std::string, uint32_t> opcode_ids_;

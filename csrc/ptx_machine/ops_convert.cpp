@@ -642,8 +642,13 @@ void mov_rule(Decoder& d, Instr& in) {
       d.unknown("the parts do not make up the whole");
     }
     std::vector<Ref> refs;
-    for (const Operand& p : parts)
-      refs.push_back(packs ? d.source(p, part) : d.destination(p, part));
+    for (const Operand& p : parts) {
+      // nvcc packs a register that nothing writes where it looks at the other parts only.
+      const bool is_used = !packs || d.is_assigned(p);
+      refs.push_back(!is_used ? d.constant(0, part)
+                     : packs  ? d.source(p, part)
+                              : d.destination(p, part));
+    }
     in.count = static_cast<uint8_t>(parts.size());
     in.list = d.list(refs);
     if (packs) {
