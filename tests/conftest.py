@@ -15,3 +15,52 @@ def kernel_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFNET_FAST_CACHE", str(tmp_path_factory.mktemp("kernel_cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def emulated_gpu(request):
+    """A test with a parameter ``impl`` that is of a GPU has the PTX machine for one."""
+    impl = getattr(request.node, "callspec", None) and request.node.callspec.params.get("impl")
+    if impl not in ("cuda", "triton"):
+        yield
+        return
+    from effnet_fast import ops
+    from effnet_fast.errors import BackendError
+    from effnet_fast.ops import gpu_step
+
+    try:
+        gpu_step.host_side(impl, "swish")
+        if impl == "cuda":
+            gpu_step.check_cuda()
+    except BackendError as error:
+        pytest.skip(str(error))
+    with ops.emulated(_MACHINE.device()):
+        yield
+    _MACHINE.check()
+
+
+class _Machine:
+    """One device for all tests of a process: kernels are loaded once."""
+
+    def __init__(self):
+        self._device = None
+
+    def device(self):
+        from effnet_fast.gpu import Device
+
+        if self._device is None:
+            self._device = Device("ptx", threads=1, shuffle=True)
+        return self._device
+
+    def check(self):
+        """After a fault the device is of no more use; the next test has a new one."""
+        from effnet_fast.errors import GpuError
+
+        try:
+            self._device.synchronize()
+        except GpuError:
+            self._device.close()
+            self._device = None
+
+
+_MACHINE = _Machine()

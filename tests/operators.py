@@ -23,6 +23,19 @@ RUNS = [
 ]
 
 
+# The same of operators with GPU kernels; those run on the PTX machine (conftest.py).
+GPU_IMPLS = ("cuda",)
+ALL_RUNS = [
+    *RUNS,
+    *(
+        pytest.param(impl, dtype, id=f"{impl}-{str(dtype).removeprefix('torch.')}")
+        for impl in GPU_IMPLS
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ),
+]
+IMPLS = ("cpu", "reference", *GPU_IMPLS)
+
+
 class Random:
     """Reproducible tensors of one type."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, Random
+from operators import ALL_RUNS, GPU_IMPLS, LAYOUTS, Random
 from tolerances import ACTIVATIONS, assert_parity, conv, sums
 
 from effnet_fast import ops
@@ -36,7 +36,7 @@ def compare(impl, dtype, x, window, act="none", layout="nhwc", bias=True):
     assert torch.equal(y, ops.depthwise_conv(x, weight, bias, **options))
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("size", [3, 5, 7, 9, 2, 11])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_parity(impl, dtype, size, stride):
@@ -45,7 +45,7 @@ def test_parity(impl, dtype, size, stride):
     compare(impl, dtype, Random()(2, 24, 15, 13), window, "swish")
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize(
     "shape, window",
     [
@@ -62,29 +62,37 @@ def test_windows(impl, dtype, shape, window):
     compare(impl, dtype, Random()(*shape), window, "swish")
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations(impl, dtype, act):
     window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     compare(impl, dtype, Random()(2, 11, 8, 7, scale=3), window, act)
 
 
+NATIVE = [("cpu", torch.float32), *((impl, torch.float16) for impl in GPU_IMPLS)]
+
+
+@pytest.mark.parametrize("impl, dtype", NATIVE)
 @pytest.mark.parametrize("channels", range(1, 18))
 @pytest.mark.parametrize("size", [3, 5])
-def test_few_channels(channels, size):
+def test_few_channels(impl, dtype, channels, size):
     window = Window((size, size), (1, 1), (1, 1), (size // 2,) * 4)
-    compare("cpu", torch.float32, Random()(1, channels, 6, 5), window)
+    compare(impl, dtype, Random()(1, channels, 6, 5), window)
 
 
+@pytest.mark.parametrize("impl, dtype", NATIVE)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_layouts(layout, bias):
+@pytest.mark.parametrize("channels", [19, 40])
+def test_layouts(impl, dtype, layout, bias, channels):
     window = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
-    compare("cpu", torch.float32, Random()(2, 19, 9, 10), window, "swish", layout, bias)
+    compare(impl, dtype, Random()(2, channels, 9, 10), window, "swish", layout, bias)
 
 
+@pytest.mark.parametrize("impl", ["cpu", *GPU_IMPLS])
 @settings(max_examples=40, deadline=None)
 @given(
+    data=st.data(),
     n=st.integers(0, 3),
     c=st.integers(1, 40),
     h=st.integers(1, 12),
@@ -95,12 +103,15 @@ def test_layouts(layout, bias):
     padding=st.tuples(*[st.integers(0, 4)] * 4),
     layout=st.sampled_from(sorted(LAYOUTS)),
 )
-def test_any_shape(n, c, h, w, kernel, stride, dilation, padding, layout):
+def test_any_shape(impl, data, n, c, h, w, kernel, stride, dilation, padding, layout):
     top, left, bottom, right = padding
     h = max(h, dilation[0] * (kernel[0] - 1) + 1 - top - bottom)
     w = max(w, dilation[1] * (kernel[1] - 1) + 1 - left - right)
     window = Window(kernel, stride, dilation, padding)
-    compare("cpu", torch.float32, Random()(n, c, h, w), window, "swish", layout)
+    dtypes = [torch.float32] if impl == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
+    dtype = data.draw(st.sampled_from(dtypes))
+    act = data.draw(st.sampled_from(["swish", "relu6", "gelu"]))
+    compare(impl, dtype, Random()(n, c, h, w), window, act, layout)
 
 
 def test_padding_is_zero_whatever_the_bias():

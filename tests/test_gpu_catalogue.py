@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
-import torch
-from tolerances import UNIT, Exact, activation, assert_parity, exact
 
 from effnet_fast.cli import main
 from effnet_fast.errors import ArgumentError, BackendError, CompileError
-from effnet_fast.gpu import Device, Launch, Region, catalogue
+from effnet_fast.gpu import Launch, catalogue, fat_binary
 from effnet_fast.gpu.catalogue import CATALOGUE, CatalogueEntry, run_example, select, survey
 from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.resources import CAPABILITIES
-from effnet_fast.gpu.triton_compile import compile_triton, launch_arguments
 
 pytest.importorskip("triton")  # comes with torch where there are GPUs
 
+STEMS = ("depthwise_conv", "squeeze_excite", "swish")
 IDS = [f"{e.name}-{e.language}" for e in CATALOGUE]
 
 
@@ -33,12 +30,16 @@ def compiled(entry, capability):
 # ---- every kernel --------------------------------------------------------------------------------
 
 
-def test_every_kernel_is_there_in_both_languages():
-    assert [(e.name, e.language) for e in CATALOGUE] == [
-        (f"swish_{dtype}", language)
-        for dtype in ("float32", "float16", "bfloat16")
-        for language in ("cuda", "triton")
-    ]
+def test_every_kernel_is_listed():
+    """Those of the fat binaries, in CUDA; in Triton as many operators and types."""
+    try:
+        built = [name for stem in STEMS for name in fat_binary.kernels(stem)]
+    except BackendError as error:
+        pytest.skip(str(error))
+    assert sorted(e.name for e in select(languages=["cuda"])) == sorted(built)
+    for stem in STEMS:
+        for dtype in ("float32", "float16", "bfloat16"):
+            assert select(f"{stem}*_{dtype}", ["cuda"])
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -48,7 +49,8 @@ def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     assert (kernel.language, kernel.capability) == (entry.language, capability)
     assert kernel.resources.spill_stores == kernel.resources.spill_loads == 0
     assert kernel.resources.stack == 0
-    assert kernel.occupancy(kernel.entry.max_threads).fraction >= 0.5
+    # 128 registers a thread, and a block that half of them suffices for.
+    assert kernel.occupancy(kernel.entry.max_threads).fraction >= 0.25
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89])
@@ -57,111 +59,14 @@ def test_examples_run(entry: CatalogueEntry, capability: int):
     kernel = compiled(entry, capability)
     counts = run_example(entry, kernel)
     assert counts.kernel == kernel.name
-    assert counts.tensors
-    for tensor in counts.tensors:
-        assert tensor.all.used_share == 1.0
-        assert tensor.l2_ratio == 1.0
+    written = [t for t in counts.tensors if t.write.requests]
+    assert written and all(t.write.used_bytes == t.bytes for t in written)
 
 
 def test_a_newer_architecture_is_not_run():
     (entry,) = select("swish_float32", ["triton"])
     with pytest.raises(BackendError, match=r"not run: newer than the PTX machine's sm_89"):
         run_example(entry, entry.compile(90))
-
-
-# ---- swish ---------------------------------------------------------------------------------------
-
-THREADS = 256
-
-
-def swish_on(device, entry, kernel, x, offset=0, in_place=False):
-    """swish(x), with x and y at `offset` elements behind 16-byte boundaries."""
-    size, n = x.element_size(), x.numel()
-    padded = torch.full((n + offset,), float("nan"), dtype=x.dtype)
-    padded[offset:] = x
-    dx = device.upload(padded)
-    dy = dx if in_place else device.upload(torch.zeros_like(padded))
-    shift = offset * size
-    regions = [Region("x", dx.address + shift, n * size, True, in_place)]
-    if not in_place:
-        regions.append(Region("y", dy.address + shift, n * size, False, True))
-    arguments = (dx.address + shift, dy.address + shift, n)
-    threads = kernel.entry.max_threads
-    grid = max(1, -(-n // (threads * (16 // size))))
-    if entry.language == "triton":
-        names = ("x_ptr", "y_ptr", "n")
-        arguments = launch_arguments(kernel, dict(zip(names, arguments, strict=True)))
-    launch = Launch(kernel.load(device), (grid,), (threads,), 0, arguments, tuple(regions))
-    device.launch(launch)
-    y = device.download(dy, x.dtype, (n + offset,))
-    untouched = y[:offset]
-    assert untouched.isnan().all() if in_place else not untouched.any()
-    return y[offset:]
-
-
-def expected(x: torch.Tensor) -> Exact:
-    """K = 0 and the only term is x itself."""
-    return activation(Exact(exact(x).value, 4 * UNIT * x.double().abs()), "swish")
-
-
-def values(dtype, n):
-    near = torch.linspace(-20, 20, n // 2)
-    return torch.cat([near, torch.linspace(-300, 300, n - n // 2)]).to(dtype)
-
-
-DTYPES = {"swish_float32": torch.float32, "swish_float16": torch.float16,
-          "swish_bfloat16": torch.bfloat16}  # fmt: skip
-
-
-def for_any_length(entry, kernel, dtype):
-    """Triton's kernel of the catalogue is for lengths and addresses that are multiples of 16."""
-    if entry.language == "cuda":
-        return kernel
-    from effnet_fast.triton.swish import swish_kernel
-
-    pointer = "*" + catalogue.DTYPES[dtype]
-    signature = {"x_ptr": pointer, "y_ptr": pointer, "n": "i64"}
-    return compile_triton(swish_kernel, signature, {"BLOCK": 2048 // dtype.itemsize}, 80)
-
-
-@pytest.mark.parametrize("entry", CATALOGUE, ids=IDS)
-def test_swish_is_right(entry):
-    dtype, kernel = DTYPES[entry.name], compiled(entry, 80)
-    x = values(dtype, 8000)
-    with Device("ptx") as device:
-        assert_parity(swish_on(device, entry, kernel, x), expected(x))
-        assert_parity(swish_on(device, entry, kernel, x, in_place=True), expected(x))
-        kernel = for_any_length(entry, kernel, dtype)
-        for n in (0, 1, 2, 3, 7, 8, 9, 255, 1023, 1025, 4099):
-            for offset in (0, 1, 4, 5) if n in (7, 4099) else (0,):
-                x = values(dtype, n)
-                assert_parity(swish_on(device, entry, kernel, x, offset), expected(x))
-        tiny = torch.tensor([0.0, -0.0, 1e-7, -1e-7, 1e-38, -1e-38, 3.0, -3.0]).to(dtype)
-        assert_parity(swish_on(device, entry, kernel, tiny), expected(tiny))
-        special = torch.tensor([float("nan"), float("inf"), -torch.finfo(dtype).max]).to(dtype)
-        y = swish_on(device, entry, kernel, special)
-        assert y[0].isnan() and y[1] == float("inf") and y[2] == 0
-
-
-@pytest.mark.parametrize("entry", select(languages=["cuda"]), ids=lambda e: e.name)
-def test_any_grid_does(entry):
-    kernel = compiled(entry, 80)
-    x = values(DTYPES[entry.name], 3001)
-    with Device("ptx") as device:
-        dx = device.upload(x)
-        for grid in (1, 2, 100):
-            dy = device.empty(dx.bytes)
-            arguments, regions = (dx, dy, x.numel()), (dx.region("x", "r"), dy.region("y", "w"))
-            device.launch(Launch(kernel.load(device), (grid,), (THREADS,), 0, arguments, regions))
-            y = device.download(dy, x.dtype, x.shape)
-            assert_parity(y, expected(x))
-
-
-@pytest.mark.parametrize("entry", CATALOGUE, ids=IDS)
-def test_swish_makes_16_byte_accesses(entry):
-    kernel = compiled(entry, 80)
-    for access in ("ld", "st"):
-        assert re.search(rf"\b{access}\.global\.(v4\.\w?32|v2\.\w?64)", kernel.ptx)
 
 
 # ---- the survey and the command ------------------------------------------------------------------
@@ -231,7 +136,7 @@ def test_command(capsys):
         for dtype in ("float32", "float16")
         for arch in ("sm_80", "sm_90")
     ]
-    assert "602,112     602,112" in rows[0]
+    assert "3,612,672   3,612,672" in rows[0]
     assert rows[1].endswith("not run: newer than the PTX machine's sm_89")
     assert {row.index("triton") for row in rows} == {head.index("language")}
 
@@ -256,22 +161,17 @@ def test_command_as_json(capsys):
     assert compiled_only["counts"] is None and compiled_only["note"].startswith("not run")
 
 
-def test_command_without_a_toolkit(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(catalogue, "compile_cuda", no_nvcc)
-    assert main(["kernels", "swish_float32", "--arch", "sm_80"]) == 0
+def test_command_without_cuda_kernels(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(fat_binary, "FOLDER", tmp_path)
+    for cached in (fat_binary.image, fat_binary.kernels, fat_binary.resources):
+        cached.cache_clear()
+    try:
+        assert main(["kernels", "swish_float32", "--arch", "sm_80"]) == 0
+    finally:
+        monkeypatch.undo()
     _, cuda, triton = capsys.readouterr().out.splitlines()
-    assert cuda.split()[1] == "cuda" and cuda.endswith("there is no nvcc")
-    assert triton.split()[1] == "triton" and "602,112" in triton
-    # Installed without csrc.
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "effnet_fast/gpu/catalogue.py"))
-    assert main(["kernels", "swish_float32", "--arch", "sm_80", "--language", "cuda"]) == 0
-    assert "csrc/cuda/swish.cu is not there: CUDA kernels are compiled from a source checkout" in (
-        capsys.readouterr().out
-    )
-
-
-def no_nvcc(*_, **__):
-    raise BackendError("there is no nvcc")
+    assert "swish.fatbin is not there: the CUDA kernels were not built; they are by `pip" in cuda
+    assert triton.split()[1] == "triton" and "3,612,672" in triton
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from effnet_fast.errors import (
     ShapeError,
 )
 from effnet_fast.ops.packing import ALIGNMENT, CACHE, PackCache, pack_conv, pack_depthwise
-from effnet_fast.ops.registry import OPERATORS, choose
+from effnet_fast.ops.registry import OPERATORS
 from effnet_fast.ops.step import nhwc
 
 NAMESPACE = "effnet_fast::"
@@ -223,20 +223,52 @@ def test_auto_is_cpu_for_float32_and_reference_for_the_rest():
                 assert ours.stride() == theirs.stride()
 
 
+def on_gpu(name):
+    """Whether an operator has GPU kernels."""
+    return "cuda" in OPERATORS[name].implementations
+
+
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-def test_a_gpu_tensor_is_refused(name):
+def test_gpu_tensors_run_on_gpu_kernels_or_are_refused(name):
     with FakeTensorMode():
         x = torch.empty(1, device="cuda")
         call = OPERATORS[name].arguments._make([x] * len(OPERATORS[name].arguments._fields))
-        with pytest.raises(DeviceError, match="is on cuda:0; accepted: cpu"):
-            choose(call)
+        if on_gpu(name):
+            assert OPERATORS[name].choose(call) in ("cuda", "triton")
+        else:
+            with pytest.raises(DeviceError, match="is on cuda:0; accepted: cpu"):
+                OPERATORS[name].choose(call)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(OPERATORS) if on_gpu(name)])
+def test_an_emulated_gpu(name):
+    """Tensors on the CPU run on the PTX machine, through torch.ops too, and are as they were."""
+    operator = OPERATORS[name]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for arguments in SAMPLES[name](Random(dtype)):
+            with ops.emulated() as device:
+                device.take_counts()  # of whoever has the same device
+                auto = as_tuple(getattr(torch.ops.effnet_fast, name)(*arguments))
+                launches = [count["kernel"] for count in device.take_counts()]
+            assert bool(launches) == (dtype != torch.float64)
+            assert all(launch.startswith(name.removesuffix("_sums")) for launch in launches)
+            reference = as_tuple(operator(*arguments, impl="reference"))
+            for ours, theirs in zip(auto, reference, strict=True):
+                assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.stride())
+                torch.testing.assert_close(ours, theirs)
+    with pytest.raises(DeviceError, match=r"or cpu in effnet_fast\.ops\.emulated\(\)"):
+        operator(*arguments, impl="cuda")
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_implementations_that_cannot_be_had(name):
     operator, arguments = OPERATORS[name], SAMPLES[name](Random())[0]
     for impl in ("cuda", "triton"):
-        with pytest.raises(BackendError, match=f"impl is '{impl}', which is not built for {name}"):
+        if on_gpu(name):
+            match, error = f"is on cpu; accepted by impl='{impl}': cuda", DeviceError
+        else:
+            match, error = f"impl is '{impl}', which is not built for {name}", BackendError
+        with pytest.raises(error, match=match):
             operator(*arguments, impl=impl)
     with pytest.raises(ArgumentError, match="impl is 'gpu'; accepted: 'auto', 'reference', 'cpu'"):
         operator(*arguments, impl="gpu")

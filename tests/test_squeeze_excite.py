@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import RUNS, Random
+from operators import ALL_RUNS, GPU_IMPLS, Random
 from tolerances import ACTIVATIONS, assert_parity, divided, linear
 
 from effnet_fast import ops
@@ -24,20 +24,21 @@ def compare(impl, dtype, n, c, squeezed, act="swish", gate_act="sigmoid", bias=T
     assert_parity(gate, linear(middle, w2, b2, gate_act))
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("c, squeezed", [(32, 8), (96, 4), (17, 1), (1, 3), (1152, 48)])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_parity(impl, dtype, n, c, squeezed):
     compare(impl, dtype, n, c, squeezed)
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("gate_act", ["sigmoid", "hard_sigmoid", "none"])
 def test_activations(impl, dtype, act, gate_act):
     compare(impl, dtype, 3, 20, 6, act, gate_act)
 
 
+@pytest.mark.parametrize("impl", ["cpu", *GPU_IMPLS])
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(0, 3),
@@ -46,8 +47,9 @@ def test_activations(impl, dtype, act, gate_act):
     bias=st.booleans(),
     pixels=st.integers(1, 1000),
 )
-def test_any_shape(n, c, squeezed, bias, pixels):
-    compare("cpu", torch.float32, n, c, squeezed, bias=bias, pixels=pixels)
+def test_any_shape(impl, n, c, squeezed, bias, pixels):
+    dtype = torch.float32 if impl == "cpu" else torch.float16
+    compare(impl, dtype, n, c, squeezed, bias=bias, pixels=pixels)
 
 
 def test_convolution_weights_and_strides_change_nothing():

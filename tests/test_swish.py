@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, Random
+from operators import ALL_RUNS, GPU_IMPLS, IMPLS, LAYOUTS, Random
 from tolerances import ACTIVATIONS, UNIT, Exact, activation, assert_parity, exact
 
 from effnet_fast import ops
 from effnet_fast.errors import ArgumentError, DtypeError
+from effnet_fast.gpu import Device
+from effnet_fast.gpu.tensor import DeviceTensor
+from effnet_fast.network import Act
+from effnet_fast.ops import gpu_step
 
 
 def expected(x: torch.Tensor, act: str) -> Exact:
@@ -18,7 +24,7 @@ def expected(x: torch.Tensor, act: str) -> Exact:
     return activation(Exact(exact(x).value, 4 * UNIT * x.double().abs()), act)
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_parity(impl, dtype, act):
     near, far = torch.linspace(-20, 20, 4001), torch.linspace(-300, 300, 601)
@@ -29,7 +35,7 @@ def test_parity(impl, dtype, act):
     assert_parity(y, expected(x, act))
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_nan_stays_nan(impl, act):
     x = torch.zeros(21)
@@ -37,7 +43,7 @@ def test_nan_stays_nan(impl, act):
     assert torch.equal(ops.swish(x, act, impl=impl).isnan(), x.isnan())
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides(impl, layout):
     x = LAYOUTS[layout](Random()(2, 7, 5, 6))
@@ -48,14 +54,36 @@ def test_strides(impl, layout):
         assert y.stride() == x.stride()
 
 
+@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gpu_kernels_take_any_alignment(impl, dtype, in_place):
+    """What lies before x and y is left alone; what lies behind is not theirs, and would be seen."""
+    host_side = gpu_step.host_side(impl, "swish")
+    with Device("ptx") as device:
+        for n, offset in itertools.product((1, 7, 8, 255, 2049, 4099), (0, 1, 3, 8)):
+            x = Random(dtype)(offset + n, scale=4)
+            buffer = device.upload(x)
+            other = buffer if in_place else device.upload(x)
+            there, to = (
+                DeviceTensor(b, b.address + offset * dtype.itemsize, dtype, (n,), (1,))
+                for b in (buffer, other)
+            )
+            device.launch(host_side.launch(device, there, to, Act.SWISH))
+            y = device.download(other, dtype)
+            assert torch.equal(y[:offset], x[:offset])
+            assert_parity(y[offset:], expected(x[offset:], "swish"))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 9), max_size=5),
     act=st.sampled_from(sorted(ACTIVATIONS)),
 )
-def test_any_shape(shape, act):
+def test_any_shape(impl, shape, act):
     x = Random()(*shape)
-    y = ops.swish(x, act)
+    y = ops.swish(x, act, impl=impl)
     assert y.shape == x.shape
     assert_parity(y, expected(x, act))
 

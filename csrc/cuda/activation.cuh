@@ -1,6 +1,8 @@
 // Activations of a float.
 #pragma once
 
+#include "effnet_fast/types.h"
+
 namespace effnet_fast::cuda {
 
 // One instruction of the special-function unit each; the errors are the ISA's bounds.
@@ -15,10 +17,48 @@ __device__ inline float reciprocal_approx(float x) {  // 1 ulp
   return y;
 }
 
-// x / (1 + exp(-x)). Below -88 the exponential is infinite and its reciprocal 0.
-__device__ inline float swish(float x) {
+// 1 / (1 + exp(-x)). Below -88 the exponential is infinite and its reciprocal 0.
+__device__ inline float sigmoid(float x) {
   constexpr float kLog2E = 1.44269504f;
-  return x * reciprocal_approx(1.0f + exp2_approx(-kLog2E * x));
+  return reciprocal_approx(1.0f + exp2_approx(-kLog2E * x));
+}
+
+__device__ inline float swish(float x) { return x * sigmoid(x); }
+
+// A NaN stays one, which fmaxf and fminf would make a number of.
+__device__ inline float clamp(float x, float low, float high) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(low));
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(y), "f"(high));
+  return y;
+}
+
+// Any activation. The branches are uniform; a kernel whose outputs are unrolled has this once and
+// outside them, for every copy is some 100 instructions.
+__device__ inline float activate(Act act, float x) {
+  constexpr float kSixth = 1.0f / 6.0f;
+  constexpr float kInfinity = __builtin_huge_valf();
+  switch (act) {
+    case Act::kNone:
+      return x;
+    case Act::kSwish:
+      return swish(x);
+    case Act::kRelu:
+      return clamp(x, 0.0f, kInfinity);
+    case Act::kRelu6:
+      return clamp(x, 0.0f, 6.0f);
+    case Act::kHardSwish:
+      return x * (kSixth * clamp(x + 3.0f, 0.0f, 6.0f));
+    case Act::kHardSigmoid:
+      return kSixth * clamp(x + 3.0f, 0.0f, 6.0f);
+    case Act::kSigmoid:
+      return sigmoid(x);
+    case Act::kGelu:  // erfc, for 1 + erf cancels below 0
+      return 0.5f * x * erfcf(-0.707106781f * x);
+    case Act::kGeluTanh:  // (1 + tanh u) / 2 = sigmoid(2 u)
+      return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+  }
+  return x;
 }
 
 }  // namespace effnet_fast::cuda

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from effnet_fast.cuda.depthwise_conv import VARIANTS
+from effnet_fast.cuda.kernels import suffix
 from effnet_fast.errors import ArgumentError, BackendError, CompileError, GpuError
+from effnet_fast.gpu import fat_binary
 from effnet_fast.gpu.compiled import LANGUAGES, CompiledKernel
 from effnet_fast.gpu.counts import Counts, table
 from effnet_fast.gpu.device import Device, Launch
-from effnet_fast.gpu.nvcc import compile_cuda
 from effnet_fast.gpu.resources import CAPABILITIES, Occupancy
+from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.gpu.triton_compile import compile_triton, import_triton, launch_arguments
+from effnet_fast.network import Act, Window
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Of the PTX machine's devices, by their capability; it runs nothing newer.
@@ -41,28 +45,120 @@ class CatalogueEntry:
     example: Callable[[Device, CompiledKernel], Launch]
 
 
-def cuda_source(stem: str) -> Path:
-    """The file of an operator's CUDA kernels.
-
-    Raises
-    ------
-    BackendError
-        The package is installed without its sources.
-    """
-    path = Path(__file__).parents[2] / "csrc" / "cuda" / f"{stem}.cu"
-    if not path.is_file():
-        raise BackendError(
-            f"{path} is not there: CUDA kernels are compiled from a source checkout, installed "
-            "with `pip install --editable .`"
-        )
-    return path
+# ---- examples: layers of EfficientNet-B0 at 224 pixels, one image --------------------------------
 
 
-# ---- swish ---------------------------------------------------------------------------------------
+def _operand(device: Device, shape: tuple[int, ...], dtype: torch.dtype) -> DeviceTensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    return DeviceTensor.upload(device, x.contiguous(memory_format=_format(shape)))
 
 
-def _swish_cuda(name: str, capability: int) -> CompiledKernel:
-    return compile_cuda(cuda_source("swish"), capability, names=[name])[name]
+def _output(device: Device, shape: tuple[int, ...], dtype: torch.dtype) -> DeviceTensor:
+    like = torch.empty(shape, dtype=dtype, device="meta", memory_format=_format(shape))
+    return DeviceTensor.empty(device, shape, like.stride(), dtype)
+
+
+def _format(shape: tuple[int, ...]) -> torch.memory_format:
+    return torch.channels_last if len(shape) == 4 else torch.contiguous_format
+
+
+# (k, stride): channels, height and width of the input. B0 has no 7 and 9: as MixNet-S has them.
+DEPTHWISE = {
+    (3, 1): (144, 56), (3, 2): (96, 112), (5, 1): (240, 28), (5, 2): (144, 56),
+    (7, 1): (120, 14), (7, 2): (40, 56), (9, 1): (120, 14), (9, 2): (200, 14),
+}  # fmt: skip
+
+
+def _depthwise_example(
+    language: str, dtype: torch.dtype, k: int, stride: int, variant: tuple[int, int] | None
+) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        host_side = importlib.import_module(f"effnet_fast.{language}.depthwise_conv")
+        c, size = DEPTHWISE.get((k, stride), (64, 28))
+        window = Window((k, k), (stride, stride), (1, 1), (k // 2,) * 4)
+        x = _operand(device, (1, c, size, size), dtype)
+        y = _output(device, (1, c, *window.output_size(size, size)), dtype)
+        constants = host_side.pack(torch.randn(c, 1, k, k) / k, torch.randn(c))
+        options = {}
+        if variant is not None:
+            # As cut at batch 8 for the 132 multiprocessors of an H100.
+            options["cut"] = host_side.tiling(
+                8, c, size, size, window, dtype.itemsize, 132, c % 16 != 0, (variant,)
+            )
+            tiles = options["cut"].tiles
+        else:
+            tiles = host_side.tiles(device, x, window)
+        sums = _output(device, (1, tiles, c), torch.float32)
+        uploaded = DeviceTensor.upload(device, constants)
+        return host_side.launch(device, x, uploaded, y, window, Act.SWISH, sums, **options)
+
+    return example
+
+
+def _total_example(device: Device, _: CompiledKernel) -> Launch:
+    from effnet_fast.cuda import depthwise_conv
+
+    partial = _operand(device, (1, 16, 144), torch.float32)
+    return depthwise_conv.total(device, partial, _output(device, (1, 144), torch.float32))
+
+
+def _squeeze_example(
+    language: str, dtype: torch.dtype, images: int
+) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        host_side = importlib.import_module(f"effnet_fast.{language}.squeeze_excite")
+        c, squeezed = 480, 20
+        # As many images as it takes to have so many in a block.
+        n = 1 if images == 1 else images * device.attributes["multiprocessor_count"]
+        weights = (torch.randn(squeezed, c), torch.randn(squeezed), torch.randn(c, squeezed))
+        packed = host_side.pack(*(w.to(dtype) for w in weights), torch.randn(c).to(dtype))
+        uploaded = tuple(DeviceTensor.upload(device, w) for w in packed)
+        sums = _operand(device, (n, 2, c), torch.float32)
+        gate = _output(device, (n, c), dtype)
+        return host_side.launch(device, sums, 196, uploaded, gate, Act.SWISH, Act.SIGMOID)
+
+    return example
+
+
+def _swish_example(language: str, dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        host_side = importlib.import_module(f"effnet_fast.{language}.swish")
+        shape = (1, 144, 56, 56)
+        x, y = _operand(device, shape, dtype), _output(device, shape, dtype)
+        return host_side.launch(device, x, y, Act.SWISH)
+
+    return example
+
+
+# ---- CUDA ----------------------------------------------------------------------------------------
+
+
+def _cuda() -> Iterator[CatalogueEntry]:
+    """The kernels of the fat binaries, which need not be there."""
+    for dtype in DTYPES:
+        for (k, s), variants in VARIANTS.items():
+            for variant in variants:
+                name = f"depthwise_conv_k{k}s{s}_{variant[0]}x{variant[1]}_{suffix(dtype)}"
+                example = _depthwise_example("cuda", dtype, k, s, variant)
+                yield _cuda_entry("depthwise_conv", name, example)
+        name = f"depthwise_conv_any_{suffix(dtype)}"
+        yield _cuda_entry("depthwise_conv", name, _depthwise_example("cuda", dtype, 3, 3, None))
+        for images in (1, 2, 4):
+            name = f"squeeze_excite_{images}_{suffix(dtype)}"
+            example = _squeeze_example("cuda", dtype, images)
+            yield _cuda_entry("squeeze_excite", name, example)
+        name = f"swish_{suffix(dtype)}"
+        yield _cuda_entry("swish", name, _swish_example("cuda", dtype))
+    yield _cuda_entry("depthwise_conv", "depthwise_conv_total", _total_example)
+
+
+def _cuda_entry(stem: str, name: str, example: Callable) -> CatalogueEntry:
+    compile_ = functools.partial(fat_binary.compiled, stem, name)
+    return CatalogueEntry(name, "cuda", compile_, example)
+
+
+# ---- Triton --------------------------------------------------------------------------------------
 
 
 def _swish_triton(dtype: torch.dtype, capability: int) -> CompiledKernel:
@@ -79,13 +175,11 @@ def _swish_triton(dtype: torch.dtype, capability: int) -> CompiledKernel:
     )
 
 
-def _swish_example(dtype: torch.dtype, device: Device, kernel: CompiledKernel) -> Launch:
-    n = 56 * 56 * 24  # the first map that B0 has at that size
+def _old_swish_example(dtype: torch.dtype, device: Device, kernel: CompiledKernel) -> Launch:
+    n = 56 * 56 * 144
     x = device.upload(torch.randn(n, generator=torch.Generator().manual_seed(0)).to(dtype))
     y = device.empty(x.bytes)
-    arguments = (x, y, n)
-    if kernel.language == "triton":
-        arguments = launch_arguments(kernel, {"x_ptr": x, "y_ptr": y, "n": n})
+    arguments = launch_arguments(kernel, {"x_ptr": x, "y_ptr": y, "n": n})
     threads = kernel.entry.max_threads
     return Launch(
         kernel.load(device),
@@ -97,15 +191,18 @@ def _swish_example(dtype: torch.dtype, device: Device, kernel: CompiledKernel) -
     )
 
 
-def _swish() -> Iterator[CatalogueEntry]:
+def _triton() -> Iterator[CatalogueEntry]:
     for dtype in DTYPES:
-        name = f"swish_{str(dtype).removeprefix('torch.')}"
-        example = functools.partial(_swish_example, dtype)
-        yield CatalogueEntry(name, "cuda", functools.partial(_swish_cuda, name), example)
-        yield CatalogueEntry(name, "triton", functools.partial(_swish_triton, dtype), example)
+        name = f"swish_{suffix(dtype)}"
+        yield CatalogueEntry(
+            name,
+            "triton",
+            functools.partial(_swish_triton, dtype),
+            functools.partial(_old_swish_example, dtype),
+        )
 
 
-CATALOGUE: tuple[CatalogueEntry, ...] = (*_swish(),)
+CATALOGUE: tuple[CatalogueEntry, ...] = (*_cuda(), *_triton())
 
 
 # ---- the survey ----------------------------------------------------------------------------------

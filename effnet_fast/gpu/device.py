@@ -476,6 +476,8 @@ class Launch:
     regions : tuple of Region
         What it reads and writes. The machine takes any other access for a fault, and counts by
         these names; with none declared it may touch every allocation. A GPU ignores them.
+    alive : tuple
+        What is to live as long as this, beside ``arguments``: the memory that a struct points to.
 
     Raises
     ------
@@ -489,6 +491,7 @@ class Launch:
     shared: int = 0
     arguments: tuple[Any, ...] = ()
     regions: tuple[Region, ...] = ()
+    alive: tuple[Any, ...] = ()
 
     @cached_property
     def _native(self) -> _C.gpu.Launch:
@@ -560,8 +563,8 @@ def pack(kernel: Kernel, arguments: Sequence[Any]) -> tuple[bytes, list[tuple[in
 
 def _encode(what: str, value: Any, size: int | None) -> bytes:
     """The bytes of an argument; `size` is the parameter's, None where it is not known."""
-    if isinstance(value, Buffer):
-        data = value.address.to_bytes(8, "little")
+    if isinstance(address := getattr(value, "address", None), int):  # a Buffer, a DeviceTensor
+        data = address.to_bytes(8, "little")
     elif isinstance(value, torch.Tensor):
         if not value.is_cuda:
             raise ArgumentError(f"{what} is a tensor on {value.device}; accepted: one on the GPU")

@@ -292,7 +292,7 @@ def _parse_options(backend: Any, kernel: str, options: dict[str, Any]) -> Any:
     for name in options:
         if name not in accepted:
             raise TypeError(
-                f"compileimport_triton() has no option {name!r} for {kernel}; accepted: "
+                f"compile_triton() has no option {name!r} for {kernel}; accepted: "
                 f"{', '.join(accepted)}"
             )
     parsed = backend.parse_options(options)

@@ -11,6 +11,7 @@ import torch
 from effnet_fast.network import Window
 from effnet_fast.ops import references
 from effnet_fast.ops.checks import (
+    ACTS,
     check_act,
     check_map,
     check_tensor,
@@ -21,6 +22,7 @@ from effnet_fast.ops.checks import (
     wide,
     window_of,
 )
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -77,7 +79,31 @@ def cpu(a: Args, sums: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch
     return outputs
 
 
-DEPTHWISE_CONV = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(
+    a: Args, language: str, sums: bool = False
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    outputs = fake(a, sums)
+    n, c = a.x.shape[:2]
+    if n == 0:
+        return outputs
+    kernels, step = host_side(language, "depthwise_conv"), GpuStep(a.x)
+    y, total = outputs if sums else (outputs, None)
+    x, constants = step.map(a.x), step.tensor(kernels.pack(a.weight, a.bias))
+    arguments = (step.device, x, constants, step.output(y), a.window, ACTS[a.act])
+    if total is None:
+        step.run(kernels.launch(*arguments))
+        return outputs
+    tiled = step.scratch((n, kernels.tiles(step.device, x, a.window), c), a.x)
+    step.run(
+        kernels.launch(*arguments, tiled),
+        kernels.total(step.device, tiled, step.output(total)),
+    )
+    return outputs
+
+
+DEPTHWISE_CONV = Operator(
+    SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu, gpu=gpu
+)
 DEPTHWISE_CONV_SUMS = Operator(
     SUMS_SCHEMA,
     Args,
@@ -85,6 +111,7 @@ DEPTHWISE_CONV_SUMS = Operator(
     fake=partial(fake, sums=True),
     reference=partial(reference, sums=True),
     cpu=partial(cpu, sums=True),
+    gpu=partial(gpu, sums=True),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,18 @@ from effnet_fast.errors import (
     DtypeError,
     InferenceOnlyError,
 )
+from effnet_fast.ops import gpu_step
 
 LIBRARY = torch.library.Library("effnet_fast", "FRAGMENT")
 
 IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
-# What "auto" takes, first match first: implementation, device type, dtypes.
-NATIVE = {"cpu": ("cpu", (torch.float32,))}
+# Where the native implementations run: device type, dtypes.
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NATIVE = {
+    "cpu": ("cpu", (torch.float32,)),
+    "cuda": ("cuda", GPU_DTYPES),
+    "triton": ("cuda", GPU_DTYPES),
+}
 
 OPERATORS: dict[str, Operator] = {}
 
@@ -39,6 +46,8 @@ class Operator:
         The outputs, allocated and not computed.
     reference, **native : callable
         The implementations by name: ``reference`` runs anywhere, the others where ``NATIVE`` says.
+    gpu : callable, optional
+        Runs on a GPU; takes the kernels' language as well, ``"cuda"`` or ``"triton"``.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class Operator:
         check: Callable[[Any], None],
         fake: Callable[[Any], Any],
         reference: Callable[[Any], Any],
+        gpu: Callable[[Any, str], Any] | None = None,
         **native: Callable[[Any], Any],
     ):
         self.name = schema.partition("(")[0]
@@ -56,6 +66,11 @@ class Operator:
         self.check = check
         self.fake = fake
         self.implementations = {"reference": reference, **native}
+        if gpu is not None:
+            self.implementations |= {
+                language: functools.partial(gpu, language=language)
+                for language in gpu_step.LANGUAGES
+            }
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
         # For both devices: a tensor where nothing is built gets our error, not the dispatcher's.
         LIBRARY.impl(self.name, self._run, "CPU")
@@ -82,22 +97,49 @@ class Operator:
             self.check(call)
             return self.implementations["reference"](call)
         device, dtypes = NATIVE[impl]
-        for name, tensor in tensors_of(self.arguments(*args)):
-            if tensor.device.type != device:
+        call = self.arguments(*args)
+        for name, tensor in tensors_of(call):
+            if device_type(tensor) != device:
+                hint = ", or cpu in effnet_fast.ops.emulated()" if device == "cuda" else ""
                 raise DeviceError(
-                    f"{name} is on {tensor.device}; accepted by impl={impl!r}: {device}"
+                    f"{name} is on {tensor.device}; accepted by impl={impl!r}: {device}{hint}"
                 )
             if tensor.dtype not in dtypes:
                 raise DtypeError(
                     f"{name} is {tensor.dtype}; accepted by impl={impl!r}: "
                     f"{', '.join(map(str, dtypes))}"
                 )
-        return self.overload(*args)
+        if impl == "cpu":
+            return self.overload(*args)
+        refuse_gradient(call)
+        self.check(call)
+        return self.implementations[impl](call)
 
     def _run(self, *args: Any) -> Any:
         call = self.arguments(*args)
         self.check(call)
-        return self.implementations[choose(call)](call)
+        return self.implementations[self.choose(call)](call)
+
+    def choose(self, call: Any) -> str:
+        """The implementation that "auto" runs on for checked arguments.
+
+        On the CPU that is the C++ kernel for float32 and the reference for other types; on a GPU
+        the CUDA kernel, or Triton's where no CUDA kernels are built, and the reference for float64.
+        """
+        tensors = list(tensors_of(call))
+        name, first = tensors[0]
+        device = device_type(first)
+        if device not in ("cpu", "cuda"):
+            raise DeviceError(f"{name} is on {first.device}; accepted: cpu, cuda")
+        if device == "cuda" and "cuda" not in self.implementations:
+            raise DeviceError(
+                f"{name} is on {first.device}; accepted: cpu (no GPU kernels of {self.name} are "
+                "built)"
+            )
+        impl = "cpu" if device == "cpu" else "cuda"
+        if any(tensor.dtype not in NATIVE[impl][1] for _, tensor in tensors):
+            return "reference"
+        return impl if impl == "cpu" else gpu_step.preferred_language()
 
     def _run_fake(self, *args: Any) -> Any:
         call = self.arguments(*args)
@@ -110,19 +152,10 @@ class Operator:
             return self.overload(*args)
 
 
-def choose(call: Any) -> str:
-    """The implementation that "auto" runs on for checked arguments.
-
-    On the CPU that is the C++ kernel for float32, and the reference for the other types.
-    """
-    tensors = list(tensors_of(call))
-    name, first = tensors[0]
-    for impl, (device, dtypes) in NATIVE.items():
-        if first.device.type == device and all(tensor.dtype in dtypes for _, tensor in tensors):
-            return impl
-    if first.device.type == "cpu":
-        return "reference"
-    raise DeviceError(f"{name} is on {first.device}; accepted: cpu (no GPU kernels are built)")
+def device_type(tensor: torch.Tensor) -> str:
+    """Where a tensor is, in the sense of implementations: emulated GPUs have theirs on the CPU."""
+    is_emulated = tensor.device.type == "cpu" and gpu_step.machine() is not None
+    return "cuda" if is_emulated else tensor.device.type
 
 
 def tensors_of(call: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from effnet_fast.errors import ArgumentError
-from effnet_fast.ops.checks import check_act, check_floating, check_tensor, check_weight, wide
+from effnet_fast.ops.checks import (
+    ACTS,
+    check_act,
+    check_floating,
+    check_tensor,
+    check_weight,
+    wide,
+)
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import ACTIVATIONS, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -66,7 +74,24 @@ def cpu(a: Args) -> torch.Tensor:
     return gate
 
 
-SQUEEZE_EXCITE = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str) -> torch.Tensor:
+    gate = fake(a)
+    if gate.shape[0] == 0:
+        return gate
+    kernels, step = host_side(language, "squeeze_excite"), GpuStep(a.w1)
+    packed = tuple(
+        None if t is None else step.tensor(t) for t in kernels.pack(a.w1, a.b1, a.w2, a.b2)
+    )
+    sums = step.tensor(a.sums.contiguous()[:, None])
+    gates = step.output(gate)
+    acts = ACTS[a.act], ACTS[a.gate_act]
+    step.run(kernels.launch(step.device, sums, a.pixels, packed, gates, *acts))
+    return gate
+
+
+SQUEEZE_EXCITE = Operator(
+    SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu, gpu=gpu
+)
 
 
 def squeeze_excite(

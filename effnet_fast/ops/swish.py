@@ -8,6 +8,7 @@ import torch
 
 from effnet_fast.ops.checks import ACTS, check_act, check_floating
 from effnet_fast.ops.extension import extension
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import ACTIVATIONS, widened
 from effnet_fast.ops.registry import Operator
 
@@ -32,22 +33,37 @@ def fake(a: Args) -> torch.Tensor:
     return torch.empty_like(a.x)
 
 
-def cpu(a: Args) -> torch.Tensor:
-    x, y = a.x, fake(a)
-    # Equal strides: x is as dense as y, so the kernel may run straight through memory. The stride
-    # of a size of 1 is never used.
-    dense = all(
+def dense(a: Args, y: torch.Tensor) -> torch.Tensor:
+    """``x`` in the order in memory that ``y`` has: itself, or a copy in ``y``."""
+    # Equal strides: x is as dense as y, so a kernel may run straight through memory. The stride of
+    # a size of 1 is never used.
+    same = all(
         size == 1 or ours == theirs
-        for size, ours, theirs in zip(x.shape, x.stride(), y.stride(), strict=True)
+        for size, ours, theirs in zip(a.x.shape, a.x.stride(), y.stride(), strict=True)
     )
-    source = x if dense else y.copy_(x)
+    return a.x if same else y.copy_(a.x)
+
+
+def cpu(a: Args) -> torch.Tensor:
+    y = fake(a)
+    x = dense(a, y)
     extension().activation(
-        int(ACTS[a.act]), source.data_ptr(), y.data_ptr(), y.numel(), torch.get_num_threads()
+        int(ACTS[a.act]), x.data_ptr(), y.data_ptr(), y.numel(), torch.get_num_threads()
     )
     return y
 
 
-SWISH = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str) -> torch.Tensor:
+    y = fake(a)
+    if y.numel() == 0:
+        return y
+    kernels, step = host_side(language, "swish"), GpuStep(a.x)
+    x = step.tensor(dense(a, y))
+    step.run(kernels.launch(step.device, x, step.output(y), ACTS[a.act]))
+    return y
+
+
+SWISH = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu, gpu=gpu)
 
 
 def swish(x: torch.Tensor, act: str = "swish", *, impl: str = "auto") -> torch.Tensor:

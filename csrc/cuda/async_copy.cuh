@@ -1,0 +1,18 @@
+// Copies from global to shared memory that need no registers.
+#pragma once
+
+#include <cstdint>
+
+namespace effnet_fast::cuda {
+
+// 16 bytes, aligned to 16, of which the first `bytes` are read and the others become 0.
+__device__ inline void copy_async(void* shared, const void* global, int bytes = 16) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+               : "memory");
+}
+
+// Until this thread's copies are there; a barrier makes them so for the block.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+}  // namespace effnet_fast::cuda

@@ -1,0 +1,53 @@
+"""Weights in the layouts that GPU kernels read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def pack_depthwise(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A depthwise convolution's constants.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (C, 1, kh, kw)
+    bias : Tensor, optional
+        (C,)
+
+    Returns
+    -------
+    Tensor
+        (kh kw + 1, C rounded up to 16), float32, contiguous: the taps in order, then the bias;
+        zeros where there is nothing.
+    """
+    c = weight.shape[0]
+    taps = weight.detach().float().reshape(c, -1).t()
+    last = taps.new_zeros(1, c) if bias is None else bias.detach().float().reshape(1, c)
+    return F.pad(torch.cat([taps, last]), (0, -c % 16)).contiguous()
+
+
+def pack_squeeze_excite(
+    w1: torch.Tensor, b1: torch.Tensor | None, w2: torch.Tensor, b2: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    """The constants of both layers of squeeze-excitation, in their own type.
+
+    Parameters
+    ----------
+    w1, w2 : Tensor
+        (R, C) and (C, R), or the same with a trailing 1 x 1.
+    b1, b2 : Tensor or None
+        (R,) and (C,)
+
+    Returns
+    -------
+    tuple of Tensor or None
+        w1 and b1, and w2 transposed, (R, C), and b2; all contiguous.
+    """
+
+    def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.detach().contiguous()
+
+    second = w2.detach().flatten(1).t().contiguous()
+    return contiguous(w1.flatten(1)), contiguous(b1), second, contiguous(b2)

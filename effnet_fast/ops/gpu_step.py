@@ -1,0 +1,165 @@
+"""One operator call on a GPU, or on the PTX machine: its tensors there, and its launches."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from effnet_fast.errors import BackendError
+from effnet_fast.ops.extension import extension
+from effnet_fast.ops.step import nhwc
+
+if TYPE_CHECKING:  # effnet_fast.gpu needs the compiled part, which operators can be without
+    from effnet_fast.gpu.device import Device, Launch
+    from effnet_fast.gpu.tensor import DeviceTensor
+
+LANGUAGES = ("cuda", "triton")
+_machine: contextvars.ContextVar[Device | None] = contextvars.ContextVar("machine", default=None)
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def emulated(device: Device | None = None) -> Iterator[Device]:
+    """Run operators on the PTX machine: within the block, tensors on the CPU count as on a GPU.
+
+    Parameters
+    ----------
+    device : Device, optional
+        Of the backend ``"ptx"``; by default a new one, closed at the end.
+
+    Yields
+    ------
+    Device
+        For :meth:`~effnet_fast.gpu.Device.take_counts`.
+    """
+    with contextlib.ExitStack() as stack:
+        if device is None:
+            device = stack.enter_context(_device("ptx"))
+        token = _machine.set(device)
+        stack.callback(_machine.reset, token)
+        yield device
+
+
+def machine() -> Device | None:
+    """The PTX machine of the :func:`emulated` block that this is in."""
+    return _machine.get()
+
+
+def _device(backend: str, index: int = 0) -> Device:
+    extension()  # or the reason why it is not there
+    from effnet_fast.gpu.device import Device
+
+    return Device(backend, index)
+
+
+@functools.cache
+def _gpu(index: int) -> Device:
+    return _device("cuda", index)
+
+
+def host_side(language: str, stem: str) -> ModuleType:
+    """``effnet_fast.<language>.<stem>``.
+
+    Raises
+    ------
+    BackendError
+        Triton is not installed.
+    """
+    if language == "triton":
+        from effnet_fast.gpu.triton_compile import import_triton
+
+        import_triton()
+    return importlib.import_module(f"effnet_fast.{language}.{stem}")
+
+
+@functools.cache
+def preferred_language() -> str:
+    """What ``impl="auto"`` takes: CUDA, or Triton where there are no CUDA kernels.
+
+    Raises
+    ------
+    BackendError
+        There is neither.
+    """
+    reasons = []
+    for language, check in (("cuda", check_cuda), ("triton", check_triton)):
+        try:
+            check()
+        except BackendError as error:
+            reasons.append(str(error))
+        else:
+            return language
+    raise BackendError("; ".join(reasons))
+
+
+def check_cuda() -> None:
+    """Raise a BackendError where the CUDA kernels were not built."""
+    from effnet_fast.gpu import fat_binary
+
+    fat_binary.path("depthwise_conv")
+
+
+def check_triton() -> None:
+    """Raise a BackendError where Triton is missing, or of another version."""
+    from effnet_fast.gpu.triton_compile import import_triton
+
+    import_triton()
+
+
+class GpuStep:
+    """The operands of one call, like :class:`~effnet_fast.ops.step.Step` on a CPU.
+
+    Parameters
+    ----------
+    like : Tensor
+        On the GPU, or on the CPU in an :func:`emulated` block.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        extension()
+        from effnet_fast.gpu.tensor import DeviceTensor
+
+        self._tensor = DeviceTensor
+        self.emulated = not like.is_cuda
+        if self.emulated:
+            self.device = machine()
+            self.stream = None
+        else:
+            with _lock:
+                self.device = _gpu(like.device.index)
+            self.stream = torch.cuda.current_stream(like.device).cuda_stream
+        self._outputs: list[tuple[DeviceTensor, torch.Tensor]] = []
+
+    def tensor(self, x: torch.Tensor) -> DeviceTensor:
+        """An input, as it lies in memory."""
+        return self._tensor.upload(self.device, x) if self.emulated else self._tensor.of(x)
+
+    def map(self, x: torch.Tensor) -> DeviceTensor:
+        """An input (N, C, H, W) with adjacent channels."""
+        return self.tensor(nhwc(x)[0])
+
+    def output(self, y: torch.Tensor) -> DeviceTensor:
+        """An output, to be written by launches."""
+        if not self.emulated:
+            return self._tensor.of(y)
+        there = self._tensor.empty(self.device, tuple(y.shape), y.stride(), y.dtype)
+        self._outputs.append((there, y))
+        return there
+
+    def scratch(self, shape: tuple[int, ...], like: torch.Tensor) -> DeviceTensor:
+        """Float32 memory for this call, contiguous."""
+        return self.output(torch.empty(shape, dtype=torch.float32, device=like.device))
+
+    def run(self, *launches: Launch) -> None:
+        """Launch, in order; on the machine also wait, and copy the outputs back."""
+        self.device.launch(launches, self.stream)
+        for there, y in self._outputs:
+            there.download(self.device, y)
