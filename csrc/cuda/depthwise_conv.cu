@@ -51,7 +51,7 @@ struct Tile {
 };
 
 __device__ Tile tile_of_block(const DepthwiseConv& p, int rows, int columns) {
-  const int chunk = kPlane << p.log2_planes;
+  const int chunk = kPlane * p.planes.divisor;
   Tile t;
   // Chunks are innermost: blocks that run together share the memory's bursts.
   unsigned chunk_index = blockIdx.x;
@@ -78,17 +78,23 @@ __device__ Tile tile_of_block(const DepthwiseConv& p, int rows, int columns) {
   return t;
 }
 
-// Taps, then bias: [plane][K K + 1][16].
+// Rows of a plane's constants in shared memory: taps, then bias, and one for neighbouring planes to
+// lie in different banks.
+template <int K>
+constexpr int kConstants = K * K + 2;
+
+// [plane][kConstants][16].
 template <int K>
 __device__ void stage_constants(const DepthwiseConv& p, const Tile& t, float* to) {
   constexpr unsigned kRows = K * K + 1, kQuads = kPlane / kQuad;
-  for (unsigned i = thread_of_block(); i < kRows * kQuads << p.log2_planes;
-       i += threads_of_block()) {
-    const unsigned quad = i % kQuads, plane = i / kQuads & ((1 << p.log2_planes) - 1);
-    const unsigned row = i / kQuads >> p.log2_planes;
+  const unsigned quads = kQuads * p.planes.divisor;
+  for (unsigned i = thread_of_block(); i < kRows * quads; i += threads_of_block()) {
+    const unsigned quad = i % kQuads;
+    unsigned plane = i / kQuads;
+    const unsigned row = divide_off(plane, p.planes);
     const int channel = t.channel + plane * kPlane + quad * kQuad;
     const bool inside = channel < p.padded_channels;
-    copy_async(to + (plane * kRows + row) * kPlane + quad * kQuad,
+    copy_async(to + (plane * kConstants<K> + row) * kPlane + quad * kQuad,
                p.constants + int64_t{row} * p.padded_channels + channel, inside ? 16 : 0);
   }
 }
@@ -102,9 +108,8 @@ __device__ void stage_inputs(const DepthwiseConv& p, const Tile& t, int origin_r
   constexpr unsigned kPixel = kPlane * sizeof(T);  // bytes
   const Staging& s = p.staging;
   // All the thread's copies are of the same channels.
-  const unsigned units = kUnits << p.log2_planes, thread = thread_of_block();
-  const unsigned unit = thread & (units - 1);
-  unsigned column = thread / kUnits >> p.log2_planes;
+  unsigned unit = thread_of_block();
+  unsigned column = divide_off(unit, s.units);
   const unsigned row = divide_off(column, s.columns);
   int h = origin_row + static_cast<int>(row) * p.dilation_h;
   int w = origin_column + static_cast<int>(column) * p.dilation_w;
@@ -116,7 +121,7 @@ __device__ void stage_inputs(const DepthwiseConv& p, const Tile& t, int origin_r
   const int channels = min(t.channels - static_cast<int>(unit * kUnit), static_cast<int>(kUnit));
   int bytes = max(channels, 0) * static_cast<int>(sizeof(T));
   asm("" : "+r"(bytes));  // or nvcc computes it anew in the loop
-  for (int i = thread; i < s.copies; i += threads_of_block()) {
+  for (int i = thread_of_block(); i < s.copies; i += threads_of_block()) {
     const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
     copy_async(to, from, inside ? bytes : 0);
@@ -125,15 +130,34 @@ __device__ void stage_inputs(const DepthwiseConv& p, const Tile& t, int origin_r
   }
 }
 
-// As stage_inputs, of any alignment: element by element. Lanes begin at a sector's border, so that
-// no request has a part of a sector.
-template <class T>
+// Some elements that are read and written at once.
+template <class T, int kElements>
+struct alignas(kElements * sizeof(T)) Piece {
+  T at[kElements];
+};
+
+// f(e) for the pieces of a run of memory, each by one lane. Lanes begin at a sector's border, so
+// that only the sectors at both ends are requested in part; all of a warp go along, or they would
+// not.
+template <int kElements, class T, class F>
+__device__ void for_pieces(const T* run, int length, F f) {
+  const int lane = thread_of_block() % 32;
+#pragma unroll 1
+  for (int begin = -sector_offset(run); begin < length; begin += 32 * kElements) {
+    const int e = begin + lane * kElements;
+    if (e >= 0 && e < length) f(e);
+  }
+}
+
+// As stage_inputs, of pixels at any alignment of kElements elements.
+template <int kElements, class T>
 __device__ void stage_unaligned(const DepthwiseConv& p, const Tile& t, int origin_row,
                                 int origin_column, char* to) {
   constexpr int kPixel = kPlane * sizeof(T);
   const int rows = p.staging.rows, columns = p.staging.columns.divisor;
+  const int planes = p.planes.divisor;
   const int thread = thread_of_block(), threads = threads_of_block();
-  for (int i = thread * 16; i < p.staging.plane_bytes << p.log2_planes; i += threads * 16) {
+  for (int i = thread * 16; i < p.staging.plane_bytes * planes; i += threads * 16) {
     *reinterpret_cast<uint4*>(to + i) = uint4{0, 0, 0, 0};
   }
   __syncthreads();
@@ -149,12 +173,13 @@ __device__ void stage_unaligned(const DepthwiseConv& p, const Tile& t, int origi
     const int h = origin_row + row * p.dilation_h;
     if (h < 0 || h >= p.h) continue;
     const T* run = x + h * p.x_row + (origin_column + column * p.dilation_w) * p.x_pixel;
-    for (int e = thread % 32 - sector_offset(run); e < length; e += 32) {
-      if (e < 0) continue;
+    for_pieces<kElements>(run, length, [&](int e) {
       const int pixel = column + e / t.channels, channel = e % t.channels;
-      *reinterpret_cast<T*>(to + channel / kPlane * p.staging.plane_bytes + row * p.staging.pitch +
-                            pixel * kPixel + channel % kPlane * sizeof(T)) = run[e];
-    }
+      char* const at = to + channel / kPlane * p.staging.plane_bytes + row * p.staging.pitch +
+                       pixel * kPixel + channel % kPlane * sizeof(T);
+      using Elements = Piece<T, kElements>;
+      *reinterpret_cast<Elements*>(at) = *reinterpret_cast<const Elements*>(run + e);
+    });
   }
 }
 
@@ -264,7 +289,7 @@ __device__ void finish(const DepthwiseConv& p, const Tile& t, const Place& place
 template <class T, int R, int C>
 __device__ void finish_any(const DepthwiseConv& p, const Tile& t, const Place& place,
                            const float (&acc)[R][C][4], float* outputs, float* scratch) {
-  const int chunk = kPlane << p.log2_planes;
+  const int chunk = kPlane * p.planes.divisor;
   const int thread = thread_of_block(), threads = threads_of_block();
   __syncthreads();  // the inputs are in the same place
 #pragma unroll
@@ -278,9 +303,8 @@ __device__ void finish_any(const DepthwiseConv& p, const Tile& t, const Place& p
   }
   __syncthreads();
   // A block's threads are a multiple of its channels, so each has one channel.
-  const int channel = thread & (chunk - 1);
   float sum = 0.0f;
-  if (channel < t.channels) {
+  if (thread % chunk < t.channels) {
     for (int i = thread; i < t.rows * t.columns * chunk; i += threads) {
       const float out = activate(static_cast<Act>(p.act), outputs[i]);
       outputs[i] = out;
@@ -302,9 +326,16 @@ __device__ void finish_any(const DepthwiseConv& p, const Tile& t, const Place& p
   for (int i = thread / 32; i < t.rows * runs; i += threads / 32) {
     const int row = i / runs, column = i % runs;
     T* run = y + row * p.y_down + column * p.y_right;
-    const float* from = outputs + (row * t.columns + column) * chunk;
-    for (int e = thread % 32 - sector_offset(run); e < length; e += 32) {
-      if (e >= 0) run[e] = round_to<T>(from[e / t.channels * chunk + e % t.channels]);
+    const float* first = outputs + (row * t.columns + column) * chunk;
+    const auto from = [&](int e) { return first + e / t.channels * chunk + e % t.channels; };
+    if (p.y_alignment == kQuads) {
+      for_pieces<kQuad>(run, length, [&](int e) {
+        float out[kQuad];
+        load_quad(from(e), out);
+        store_quad(run + e, out);
+      });
+    } else {
+      for_pieces<1>(run, length, [&](int e) { run[e] = round_to<T>(*from(e)); });
     }
   }
 }
@@ -315,14 +346,16 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
   __shared__ __align__(16) float scratch[kMaxThreads];
   const Tile t = tile_of_block(p, p.tile_rows * R, p.tile_columns * C);
   float* constants = reinterpret_cast<float*>(shared);
-  char* inputs = shared + ((K * K + 1) * kPlane * 4 << p.log2_planes);
+  char* inputs = shared + kConstants<K> * kPlane * 4 * p.planes.divisor;
   stage_constants<K>(p, t, constants);
   const int origin_row = t.phase_row - p.top + t.row * S * p.dilation_h;
   const int origin_column = t.phase_column - p.left + t.column * S * p.dilation_w;
-  if (p.x_is_aligned) {
+  if (p.x_alignment == kWhole) {
     stage_inputs<T>(p, t, origin_row, origin_column, inputs);
+  } else if (p.x_alignment == kQuads) {
+    stage_unaligned<kQuad, T>(p, t, origin_row, origin_column, inputs);
   } else {
-    stage_unaligned<T>(p, t, origin_row, origin_column, inputs);
+    stage_unaligned<1, T>(p, t, origin_row, origin_column, inputs);
   }
   wait_for_copies();
   __syncthreads();
@@ -338,7 +371,7 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
   place.channel = plane * kPlane + quad;
   place.is_own = own < outputs && place.channel < t.channels;
 
-  const float* taps = constants + plane * (K * K + 1) * kPlane + quad;
+  const float* taps = constants + plane * kConstants<K> * kPlane + quad;
   float bias[kQuad];
   load_quad(taps + K * K * kPlane, bias);
   float acc[R][C][kQuad];
@@ -355,9 +388,9 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
                       p.staging.pitch, taps, acc);
 
   const Act act = static_cast<Act>(p.act);
-  if (p.y_is_aligned && act == Act::kSwish) {
+  if (p.y_alignment == kWhole && act == Act::kSwish) {
     finish<T, true>(p, t, place, acc, scratch);
-  } else if (p.y_is_aligned && act <= Act::kRelu6) {
+  } else if (p.y_alignment == kWhole && act <= Act::kRelu6) {
     finish<T, false>(p, t, place, acc, scratch);
   } else {
     finish_any<T>(p, t, place, acc, reinterpret_cast<float*>(inputs), scratch);

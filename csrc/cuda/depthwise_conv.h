@@ -13,6 +13,7 @@ struct Divisor {
 // How a thread goes over the inputs that its block stages: `step` inputs on, and where that is
 // beyond a row, to the next one.
 struct Staging {
+  Divisor units;    // copies of a pixel, of a block
   Divisor columns;  // of a row
   int32_t rows;
   int32_t copies;                  // of 16 bytes, of a block
@@ -20,6 +21,13 @@ struct Staging {
   int32_t to_step, to_wrap;        // in bytes of shared memory
   int64_t from_step, from_wrap;    // in elements
   int32_t pitch, plane_bytes;      // of rows and planes in shared memory
+};
+
+// Of a map's pixels.
+enum Alignment : int32_t {
+  kElements,  // none
+  kQuads,     // 4 channels to their size; C is a multiple of 4
+  kWhole,     // of x: to 16 bytes; of y: to a sector of 32 bytes, and C is a multiple of 4
 };
 
 // Channels are adjacent; all strides are in elements.
@@ -40,12 +48,12 @@ struct DepthwiseConv {
   Divisor chunks, tiles;
   // Of the tiled kernels.
   Divisor row_tiles, column_tiles;  // of a phase of the map
-  int32_t log2_planes;              // a block's channels are 16 times so many planes
+  Divisor planes;                   // of a block, with 16 channels each
   int32_t tile_rows, tile_columns;  // a block's outputs, in those of a thread
   Divisor tile_rows_or_columns;     // what threads of a tile go along first
   int32_t rows_first;               // whether that is down
   Staging staging;
-  int32_t x_is_aligned, y_is_aligned;  // every pixel to 16 bytes, every 4 channels to their size
+  Alignment x_alignment, y_alignment;
 };
 
 }  // namespace effnet_fast::cuda

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.gpu.counts import SECTOR
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_depthwise as pack
 from effnet_fast.gpu.tensor import DeviceTensor
@@ -35,6 +36,8 @@ VARIANTS = {
     (9, 1): ((1, 7),),
     (9, 2): ((1, 7),),
 }
+# Alignment of csrc/cuda/depthwise_conv.h.
+ELEMENTS, QUADS, WHOLE = range(3)
 # Activations that are computed where the outputs are, in registers.
 FAST = (Act.NONE, Act.SWISH, Act.RELU, Act.RELU6)
 # As in csrc/cuda/depthwise_conv.cu, for any other window.
@@ -57,6 +60,7 @@ class Staging(ctypes.Structure):
     """Of csrc/cuda/depthwise_conv.h."""
 
     _fields_ = [
+        ("units", Divisor),
         ("columns", Divisor),
         *(
             (name, ctypes.c_int32)
@@ -83,11 +87,12 @@ class Arguments(ctypes.Structure):
             )
         ),
         *((name, Divisor) for name in ("chunks", "tiles", "row_tiles", "column_tiles")),
-        *((name, ctypes.c_int32) for name in ("log2_planes", "tile_rows", "tile_columns")),
+        ("planes", Divisor),
+        *((name, ctypes.c_int32) for name in ("tile_rows", "tile_columns")),
         ("tile_rows_or_columns", Divisor),
         ("rows_first", ctypes.c_int32),
         ("staging", Staging),
-        *((name, ctypes.c_int32) for name in ("x_is_aligned", "y_is_aligned")),
+        *((name, ctypes.c_int32) for name in ("x_alignment", "y_alignment")),
     ]  # fmt: skip
 
 
@@ -196,15 +201,17 @@ def launch(
         shared = cut.shared
         arguments.row_tiles = Divisor.of(cut.row_tiles)
         arguments.column_tiles = Divisor.of(cut.column_tiles)
-        arguments.log2_planes = cut.planes.bit_length() - 1
+        arguments.planes = Divisor.of(cut.planes)
         arguments.tile_rows, arguments.tile_columns = cut.tile_rows, cut.tile_columns
         inner = cut.tile_rows if cut.rows_first else cut.tile_columns
         arguments.tile_rows_or_columns = Divisor.of(inner)
         arguments.rows_first = cut.rows_first
         arguments.staging = _staging(cut, k, s, window.dilation, x)
-        arguments.x_is_aligned = _is_aligned(x, 16)
-        arguments.y_is_aligned = c % 4 == 0 and _is_aligned(y, 4 * y.dtype.itemsize)
-        if not arguments.y_is_aligned or act not in FAST:
+        arguments.x_alignment = WHOLE if _is_aligned(x, 16) else _elements_or_quads(x)
+        arguments.y_alignment = _elements_or_quads(y)
+        if arguments.y_alignment == QUADS and _is_aligned(y, SECTOR):
+            arguments.y_alignment = WHOLE
+        if arguments.y_alignment != WHOLE or act not in FAST:
             outputs = 4 * cut.rows * cut.columns * cut.tile_rows * cut.tile_columns * PLANE
             inputs = cut.planes * max(cut.plane_bytes, outputs)
             shared = cut.shared - cut.planes * cut.plane_bytes + inputs
@@ -247,6 +254,11 @@ def _strides(x: DeviceTensor) -> tuple[int, int, int]:
     return image, pixel, row
 
 
+def _elements_or_quads(x: DeviceTensor) -> int:
+    is_aligned = x.shape[1] % 4 == 0 and _is_aligned(x, 4 * x.dtype.itemsize)
+    return QUADS if is_aligned else ELEMENTS
+
+
 def _staging(cut: Tiling, k: int, s: int, dilation: tuple[int, int], x: DeviceTensor) -> Staging:
     rows = (cut.tile_rows * cut.rows - 1) * s + k
     columns = (cut.tile_columns * cut.columns - 1) * s + k
@@ -256,6 +268,7 @@ def _staging(cut: Tiling, k: int, s: int, dilation: tuple[int, int], x: DeviceTe
     step_rows, step_columns = divmod(cut.threads // units, columns)
     down, right = dilation[0] * x_row, dilation[1] * x_pixel
     return Staging(
+        units=Divisor.of(units),
         columns=Divisor.of(columns),
         rows=rows,
         copies=rows * columns * units,
@@ -283,7 +296,7 @@ def _is_aligned(x: DeviceTensor, bytes: int) -> bool:
 def _tiling(device: Device, x: DeviceTensor, window: Window) -> Tiling | None:
     n, c, h, w = x.shape
     # Otherwise a chunk's pixels would begin and end within sectors of 32 bytes.
-    whole = c * x.dtype.itemsize % 32 != 0 or not _is_aligned(x, 32)
+    whole = c * x.dtype.itemsize % SECTOR != 0 or not _is_aligned(x, SECTOR)
     multiprocessors = device.attributes["multiprocessor_count"]
     return tiling(n, c, h, w, window, x.dtype.itemsize, multiprocessors, whole)
 
@@ -353,9 +366,10 @@ def _candidates(
 ) -> Iterator[Tiling]:
     """Every cut of a map of `rows` x `columns` outputs; if `whole`, with the most planes."""
     needed = -(-c // PLANE)
-    planes = [p for p in (8, 4, 2, 1) if p < 2 * needed]
+    # Chunks of channels are as even as can be, too.
+    planes = sorted({-(-needed // chunks) for chunks in range(-(-needed // 8), needed + 1)})
     found = 0
-    for p, variant in itertools.product(planes, variants):
+    for p, variant in itertools.product(reversed(planes), variants):
         if whole and found and p < found:
             return
         high, wide = (-(-size // own) for size, own in zip((rows, columns), variant, strict=True))
@@ -373,7 +387,7 @@ def _shared(cut: Tiling, k: int, s: int, size: int) -> int:
     """Bytes, without padding: of the constants, and of inputs or outputs."""
     rows, columns = cut.tile_rows * cut.rows, cut.tile_columns * cut.columns
     inputs = ((rows - 1) * s + k) * ((columns - 1) * s + k) * size
-    return cut.planes * PLANE * ((k * k + 1) * 4 + max(inputs, rows * columns * 4))
+    return cut.planes * PLANE * ((k * k + 2) * 4 + max(inputs, rows * columns * 4))
 
 
 def _covered(outputs: int, tiles: int, k: int, s: int, low: int, size: int, dilation: int) -> int:
@@ -443,15 +457,33 @@ def _placed(cut: Tiling, k: int, s: int, size: int) -> tuple[float, Tiling]:
         ratio = _conflicts(cut, rows_first, cut.rows * s * pitch, cut.columns * s * pixel, pixel)
         choices.append((ratio, pitch, rows_first))
     ratio, pitch, rows_first = min(choices)
-    # The outputs of the rare activations lie where the inputs were.
-    constants = cut.planes * (k * k + 1) * PLANE * 4
-    return ratio, dataclasses.replace(
+    pads = range(0, 128 if cut.planes > 1 else 16, 16)
+    copies, pad = min((_copy_conflicts(cut.planes, rows * pitch + pad, pixel), pad) for pad in pads)
+    constants = cut.planes * (k * k + 2) * PLANE * 4
+    plane_bytes = rows * pitch + pad
+    # A thread's loads are many times its copies.
+    return ratio + 0.1 * copies, dataclasses.replace(
         cut,
         rows_first=rows_first,
         pitch=pitch,
-        plane_bytes=rows * pitch,
-        shared=constants + cut.planes * rows * pitch,
+        plane_bytes=plane_bytes,
+        shared=constants + cut.planes * plane_bytes,
     )
+
+
+def _copy_conflicts(planes: int, plane_bytes: int, pixel: int) -> float:
+    """As :func:`_conflicts`, of the copies of 16 bytes to the planes."""
+    units = planes * pixel // 16
+    wavefronts = groups = 0
+    for begin in range(0, 8 * units, 8):
+        banks = []
+        for i in range(begin, begin + 8):
+            column, unit = divmod(i, units)
+            plane, part = divmod(unit, pixel // 16)
+            banks.append((plane * plane_bytes + column * pixel + part * 16) // 16 % 8)
+        wavefronts += max(map(banks.count, banks))
+        groups += 1
+    return wavefronts / groups
 
 
 def _conflicts(cut: Tiling, rows_first: bool, down: int, right: int, pixel: int) -> float:
