@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,14 @@ def kernel_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def machine():
+    """The operators' device. Kernels are loaded once in a module; the modules that make faults, and
+    count what a context holds, have the device for themselves."""
+    with contextlib.closing(_Machine()) as machine:
+        yield machine
+
+
 @pytest.fixture(autouse=True)
 def emulated_gpu(request):
     """A test with a parameter ``impl`` that is of a GPU has the PTX machine for one."""
@@ -34,13 +43,14 @@ def emulated_gpu(request):
             gpu_step.check_cuda()
     except BackendError as error:
         pytest.skip(str(error))
-    with ops.emulated(_MACHINE.device()):
+    machine = request.getfixturevalue("machine")
+    with ops.emulated(machine.device()):
         yield
-    _MACHINE.check()
+    machine.check()
 
 
 class _Machine:
-    """One device for all tests of a process: kernels are loaded once."""
+    """A device, and a new one after a fault."""
 
     def __init__(self):
         self._device = None
@@ -53,14 +63,14 @@ class _Machine:
         return self._device
 
     def check(self):
-        """After a fault the device is of no more use; the next test has a new one."""
         from effnet_fast.errors import GpuError
 
         try:
             self._device.synchronize()
         except GpuError:
+            self.close()
+
+    def close(self):
+        if self._device is not None:
             self._device.close()
             self._device = None
-
-
-_MACHINE = _Machine()

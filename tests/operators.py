@@ -24,7 +24,7 @@ RUNS = [
 
 
 # The same of operators with GPU kernels; those run on the PTX machine (conftest.py).
-GPU_IMPLS = ("cuda",)
+GPU_IMPLS = ("cuda", "triton")
 ALL_RUNS = [
     *RUNS,
     *(

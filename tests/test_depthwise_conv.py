@@ -33,7 +33,8 @@ def compare(impl, dtype, x, window, act="none", layout="nhwc", bias=True):
     expected = conv(x, weight, bias, act, window)
     assert_parity(y, expected)
     assert_parity(total, sums(expected))
-    assert torch.equal(y, ops.depthwise_conv(x, weight, bias, **options))
+    if impl != "triton":  # compiles another kernel for that: test_triton_without_sums
+        assert torch.equal(y, ops.depthwise_conv(x, weight, bias, **options))
 
 
 @pytest.mark.parametrize("impl, dtype", ALL_RUNS)
@@ -89,29 +90,66 @@ def test_layouts(impl, dtype, layout, bias, channels):
     compare(impl, dtype, Random()(2, channels, 9, 10), window, "swish", layout, bias)
 
 
-@pytest.mark.parametrize("impl", ["cpu", *GPU_IMPLS])
-@settings(max_examples=40, deadline=None)
-@given(
-    data=st.data(),
-    n=st.integers(0, 3),
-    c=st.integers(1, 40),
-    h=st.integers(1, 12),
-    w=st.integers(1, 12),
-    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(*[st.integers(0, 4)] * 4),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-)
-def test_any_shape(impl, data, n, c, h, w, kernel, stride, dilation, padding, layout):
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [21, 48])
+def test_triton_without_sums(impl, dtype, channels):
+    r, window = Random(dtype), Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
+    x = LAYOUTS["nhwc"](r(2, channels, 17, 10))
+    weight, bias = r.weight(channels, 1, 3, 3), r(channels)
+    y = ops.depthwise_conv(
+        x, weight, bias, stride=2, padding=window.padding, act="swish", impl=impl
+    )
+    assert_parity(y, conv(x, weight, bias, "swish", window))
+
+
+SHAPES = {
+    "n": st.integers(0, 3),
+    "c": st.integers(1, 40),
+    "h": st.integers(1, 12),
+    "w": st.integers(1, 12),
+    "padding": st.tuples(*[st.integers(0, 4)] * 4),
+    "layout": st.sampled_from(sorted(LAYOUTS)),
+}
+
+
+def compare_any(impl, dtype, act, kernel, stride, dilation, n, c, h, w, padding, layout):
     top, left, bottom, right = padding
     h = max(h, dilation[0] * (kernel[0] - 1) + 1 - top - bottom)
     w = max(w, dilation[1] * (kernel[1] - 1) + 1 - left - right)
     window = Window(kernel, stride, dilation, padding)
-    dtypes = [torch.float32] if impl == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
-    dtype = data.draw(st.sampled_from(dtypes))
-    act = data.draw(st.sampled_from(["swish", "relu6", "gelu"]))
     compare(impl, dtype, Random()(n, c, h, w), window, act, layout)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "cuda"])
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    act=st.sampled_from(["swish", "relu6", "gelu"]),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    **SHAPES,
+)
+def test_any_shape(impl, data, **drawn):
+    dtypes = [torch.float32] if impl == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
+    compare_any(impl, data.draw(st.sampled_from(dtypes)), **drawn)
+
+
+# Each line is compiled twice, for aligned maps and for others, in seconds.
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize(
+    "dtype, act, kernel, stride, dilation",
+    [
+        (torch.float32, "gelu", (1, 4), (1, 3), (1, 2)),
+        (torch.float16, "swish", (3, 3), (2, 2), (1, 1)),
+        (torch.bfloat16, "relu6", (7, 5), (1, 2), (2, 1)),
+    ],
+)
+@settings(max_examples=25, deadline=None)
+@given(**SHAPES)
+def test_any_shape_in_triton(impl, dtype, act, kernel, stride, dilation, **drawn):
+    compare_any(impl, dtype, act, kernel, stride, dilation, **drawn)
 
 
 def test_padding_is_zero_whatever_the_bias():

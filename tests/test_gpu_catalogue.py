@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -16,7 +17,22 @@ from effnet_fast.gpu.resources import CAPABILITIES
 pytest.importorskip("triton")  # comes with torch where there are GPUs
 
 STEMS = ("depthwise_conv", "squeeze_excite", "swish")
-IDS = [f"{e.name}-{e.language}" for e in CATALOGUE]
+
+
+def parameter(entry: CatalogueEntry):
+    """Triton takes 1 to 4 seconds for each kernel: few of them in `make test`."""
+    long = entry.language == "triton" and not re.search("_float16|total", entry.name)
+    name = f"{entry.name}-{entry.language}"
+    return pytest.param(entry, id=name, marks=[pytest.mark.full] if long else [])
+
+
+ENTRIES = [parameter(entry) for entry in CATALOGUE]
+# The compiler decides how wide accesses are; CUDA kernels say so themselves.
+VECTORISED = [
+    parameter(entry)
+    for entry in select(languages=["triton"])
+    if not re.search("total|unaligned", entry.name)
+]
 
 
 def compiled(entry, capability):
@@ -43,18 +59,33 @@ def test_every_kernel_is_listed():
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("entry", CATALOGUE, ids=IDS)
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     kernel = compiled(entry, capability)
     assert (kernel.language, kernel.capability) == (entry.language, capability)
     assert kernel.resources.spill_stores == kernel.resources.spill_loads == 0
     assert kernel.resources.stack == 0
-    # 128 registers a thread, and a block that half of them suffices for.
+    # 16 warps on a multiprocessor, at 128 registers a thread: of 64, or of 48.
     assert kernel.occupancy(kernel.entry.max_threads).fraction >= 0.25
 
 
+@pytest.mark.parametrize("capability", [80, 100])
+@pytest.mark.parametrize("entry", VECTORISED)
+def test_triton_kernels_access_16_bytes(entry: CatalogueEntry, capability: int):
+    ptx = compiled(entry, capability).ptx
+    loads, stores = (re.findall(rf"\s{kind}\.global\S*", ptx) for kind in ("ld", "st"))
+    wide = re.compile(r"\.v4\.b32|\.v8\.b32").search
+    if entry.name.startswith("squeeze_excite"):
+        # The weights of both layers; sums, biases and gates are few.
+        assert sum(map(bool, map(wide, loads))) >= 4
+        return
+    assert all(map(wide, loads))
+    # All outputs, but a sum for each channel.
+    assert sum(not wide(store) for store in stores) == entry.name.startswith("depthwise")
+
+
 @pytest.mark.parametrize("capability", [80, 89])
-@pytest.mark.parametrize("entry", CATALOGUE, ids=IDS)
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_examples_run(entry: CatalogueEntry, capability: int):
     kernel = compiled(entry, capability)
     counts = run_example(entry, kernel)

@@ -432,9 +432,6 @@ __attribute__((visibility("default"))) int effnet_ptx_set_option(const char* nam
     } else if (key == "max_instructions") {
       options.max_instructions = number(UINT64_MAX);
     } else if (key == "capacity") {
-      if (context) {
-        refuse(CUDA_ERROR_INVALID_VALUE, "capacity is set before the device's context is made");
-      }
       state().capacity = number(uint64_t{1} << 40);
     } else {
       refuse(CUDA_ERROR_INVALID_VALUE,

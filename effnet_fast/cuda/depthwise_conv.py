@@ -22,7 +22,8 @@ PLANE = 16  # channels of a plane
 SLOTS = 8  # threads of a warp with the same channels
 MAX_THREADS = 256
 RESIDENT_WARPS = 16  # of a multiprocessor, at 128 registers a thread
-# Bytes of a block's shared memory: two blocks fit on an sm_86, which has the least.
+# Bytes of shared memory of a multiprocessor, on an sm_86, which has the least, and of a block.
+MULTIPROCESSOR_SHARED = 100 << 10
 SHARED = 48 << 10
 PADDING = 1 << 10  # of that, for rows' pitches and what is static
 # (k, stride) to the kernels' rows and columns of outputs of a thread.
@@ -425,7 +426,8 @@ def _cost(
     warps = cut.planes * cut.warps
     # Multiprocessors take turns with blocks; one needs some 6 warps to be busy.
     own = -(-blocks // multiprocessors)
-    resident = min(own * warps, RESIDENT_WARPS)
+    fitting = MULTIPROCESSOR_SHARED // (_shared(cut, k, s, size) + PADDING)
+    resident = min(min(own, fitting) * warps, RESIDENT_WARPS)
     issue = own * warps * instructions / 4 * max(1.0, 6 / resident)
     # What is done for nothing, as threads without outputs, slows nothing down here but others.
     issue += 0.1 * blocks * warps * instructions / 4 / multiprocessors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,10 +19,11 @@ from effnet_fast.gpu.counts import Counts, table
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.resources import CAPABILITIES, Occupancy
 from effnet_fast.gpu.tensor import DeviceTensor
-from effnet_fast.gpu.triton_compile import compile_triton, import_triton, launch_arguments
+from effnet_fast.gpu.triton_compile import TYPES
 from effnet_fast.network import Act, Window
+from effnet_fast.ops.gpu_step import host_side
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPES = tuple(TYPES)
 # Of the PTX machine's devices, by their capability; it runs nothing newer.
 MACHINE = {80: 0, 89: 1}
 
@@ -71,62 +71,67 @@ DEPTHWISE = {
 
 
 def _depthwise_example(
-    language: str, dtype: torch.dtype, k: int, stride: int, variant: tuple[int, int] | None
+    language: str,
+    dtype: torch.dtype,
+    k: int,
+    stride: int,
+    variant: tuple[int, int] | None,
+    less: int = 0,
 ) -> Callable[[Device, CompiledKernel], Launch]:
+    """With so many channels less than the layer has."""
+
     def example(device: Device, _: CompiledKernel) -> Launch:
-        host_side = importlib.import_module(f"effnet_fast.{language}.depthwise_conv")
+        side = host_side(language, "depthwise_conv")
         c, size = DEPTHWISE.get((k, stride), (64, 28))
+        c -= less
         window = Window((k, k), (stride, stride), (1, 1), (k // 2,) * 4)
         x = _operand(device, (1, c, size, size), dtype)
         y = _output(device, (1, c, *window.output_size(size, size)), dtype)
-        constants = host_side.pack(torch.randn(c, 1, k, k) / k, torch.randn(c))
+        constants = side.pack(torch.randn(c, 1, k, k) / k, torch.randn(c))
         options = {}
         if variant is not None:
             # As cut at batch 8 for the 132 multiprocessors of an H100.
-            options["cut"] = host_side.tiling(
+            options["cut"] = side.tiling(
                 8, c, size, size, window, dtype.itemsize, 132, c % 16 != 0, (variant,)
             )
             tiles = options["cut"].tiles
         else:
-            tiles = host_side.tiles(device, x, window)
+            tiles = side.tiles(device, x, window)
         sums = _output(device, (1, tiles, c), torch.float32)
         uploaded = DeviceTensor.upload(device, constants)
-        return host_side.launch(device, x, uploaded, y, window, Act.SWISH, sums, **options)
+        return side.launch(device, x, uploaded, y, window, Act.SWISH, sums, **options)
 
     return example
 
 
-def _total_example(device: Device, _: CompiledKernel) -> Launch:
-    from effnet_fast.cuda import depthwise_conv
-
+def _total_example(language: str, device: Device, _: CompiledKernel) -> Launch:
     partial = _operand(device, (1, 16, 144), torch.float32)
-    return depthwise_conv.total(device, partial, _output(device, (1, 144), torch.float32))
+    sums = _output(device, (1, 144), torch.float32)
+    return host_side(language, "depthwise_conv").total(device, partial, sums)
 
 
 def _squeeze_example(
-    language: str, dtype: torch.dtype, images: int
+    language: str, dtype: torch.dtype, images: int, squeezed: int = 20
 ) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
-        host_side = importlib.import_module(f"effnet_fast.{language}.squeeze_excite")
-        c, squeezed = 480, 20
+        side, c = host_side(language, "squeeze_excite"), 24 * squeezed
         # As many images as it takes to have so many in a block.
         n = 1 if images == 1 else images * device.attributes["multiprocessor_count"]
         weights = (torch.randn(squeezed, c), torch.randn(squeezed), torch.randn(c, squeezed))
-        packed = host_side.pack(*(w.to(dtype) for w in weights), torch.randn(c).to(dtype))
+        packed = side.pack(*(w.to(dtype) for w in weights), torch.randn(c).to(dtype))
         uploaded = tuple(DeviceTensor.upload(device, w) for w in packed)
         sums = _operand(device, (n, 2, c), torch.float32)
         gate = _output(device, (n, c), dtype)
-        return host_side.launch(device, sums, 196, uploaded, gate, Act.SWISH, Act.SIGMOID)
+        return side.launch(device, sums, 196, uploaded, gate, Act.SWISH, Act.SIGMOID)
 
     return example
 
 
 def _swish_example(language: str, dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
-        host_side = importlib.import_module(f"effnet_fast.{language}.swish")
         shape = (1, 144, 56, 56)
         x, y = _operand(device, shape, dtype), _output(device, shape, dtype)
-        return host_side.launch(device, x, y, Act.SWISH)
+        return host_side(language, "swish").launch(device, x, y, Act.SWISH)
 
     return example
 
@@ -150,7 +155,9 @@ def _cuda() -> Iterator[CatalogueEntry]:
             yield _cuda_entry("squeeze_excite", name, example)
         name = f"swish_{suffix(dtype)}"
         yield _cuda_entry("swish", name, _swish_example("cuda", dtype))
-    yield _cuda_entry("depthwise_conv", "depthwise_conv_total", _total_example)
+    yield _cuda_entry(
+        "depthwise_conv", "depthwise_conv_total", functools.partial(_total_example, "cuda")
+    )
 
 
 def _cuda_entry(stem: str, name: str, example: Callable) -> CatalogueEntry:
@@ -161,45 +168,43 @@ def _cuda_entry(stem: str, name: str, example: Callable) -> CatalogueEntry:
 # ---- Triton --------------------------------------------------------------------------------------
 
 
-def _swish_triton(dtype: torch.dtype, capability: int) -> CompiledKernel:
-    import_triton()
-    from effnet_fast.triton.swish import swish_kernel
-
-    pointer = "*" + DTYPES[dtype]
-    return compile_triton(
-        swish_kernel,
-        {"x_ptr": pointer, "y_ptr": pointer, "n": "i64"},
-        {"BLOCK": 128 * 16 // dtype.itemsize},  # one 16-byte access for each thread
-        capability,
-        divisible=("x_ptr", "y_ptr", "n"),
-    )
-
-
-def _old_swish_example(dtype: torch.dtype, device: Device, kernel: CompiledKernel) -> Launch:
-    n = 56 * 56 * 144
-    x = device.upload(torch.randn(n, generator=torch.Generator().manual_seed(0)).to(dtype))
-    y = device.empty(x.bytes)
-    arguments = launch_arguments(kernel, {"x_ptr": x, "y_ptr": y, "n": n})
-    threads = kernel.entry.max_threads
-    return Launch(
-        kernel.load(device),
-        grid=(-(-x.bytes // (16 * threads)),),
-        block=(threads,),
-        shared=kernel.dynamic_shared,
-        arguments=arguments,
-        regions=(x.region("x", "r"), y.region("y", "w")),
-    )
-
-
+# Specialised at plan time for what a network has. Here: with swish, for every window of the CUDA
+# kernels, and what differs most from those.
 def _triton() -> Iterator[CatalogueEntry]:
     for dtype in DTYPES:
+        for k, s in VARIANTS:
+            name = f"depthwise_conv_k{k}s{s}_{suffix(dtype)}"
+            window = ((k, k), (s, s), (1, 1))
+            example = _depthwise_example("triton", dtype, k, s, None)
+            arguments = (dtype, *window, Act.SWISH, True, True)
+            yield _triton_entry("depthwise_conv", name, arguments, example)
+        name = f"depthwise_conv_unaligned_{suffix(dtype)}"
+        example = _depthwise_example("triton", dtype, 5, 1, None, less=3)
+        arguments = (dtype, (5, 5), (1, 1), (1, 1), Act.SWISH, True, False)
+        yield _triton_entry("depthwise_conv", name, arguments, example)
+        for squeezed in (32, 256):
+            name = f"squeeze_excite_{squeezed}_{suffix(dtype)}"
+            example = _squeeze_example("triton", dtype, 1, squeezed - 12)
+            arguments = (dtype, squeezed, Act.SWISH, Act.SIGMOID, True, True, True)
+            yield _triton_entry("squeeze_excite", name, arguments, example)
         name = f"swish_{suffix(dtype)}"
-        yield CatalogueEntry(
-            name,
-            "triton",
-            functools.partial(_swish_triton, dtype),
-            functools.partial(_old_swish_example, dtype),
-        )
+        arguments = (dtype, Act.SWISH, True)
+        yield _triton_entry("swish", name, arguments, _swish_example("triton", dtype))
+    example = functools.partial(_total_example, "triton")
+    yield _triton_entry("depthwise_conv", "depthwise_conv_total", (), example, "compiled_total")
+
+
+def _triton_entry(
+    stem: str,
+    name: str,
+    arguments: tuple[Any, ...],
+    example: Callable[[Device, CompiledKernel], Launch],
+    function: str = "compiled",
+) -> CatalogueEntry:
+    def compile_(capability: int) -> CompiledKernel:
+        return getattr(host_side("triton", stem), function)(capability, *arguments)
+
+    return CatalogueEntry(name, "triton", compile_, example)
 
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (*_cuda(), *_triton())

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from effnet_fast.errors import ArgumentError, BackendError, CompileError
 from effnet_fast.gpu import cache
 from effnet_fast.gpu.compiled import Argument, CompiledKernel, Scratch, encode_arguments
 from effnet_fast.gpu.ptx_text import Parameter
-from effnet_fast.gpu.resources import WARP, check_capability, resources_of
+from effnet_fast.gpu.resources import MAX_REGISTERS, WARP, check_capability, resources_of
 
 TRITON = "3.8"  # the minor version whose launch ABI is repeated here
 
@@ -32,6 +33,8 @@ SCALAR_BYTES = {
     "u1": 1, "u8": 1, "u16": 2, "u32": 4, "u64": 8,
     "fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8,
 }  # fmt: skip
+# How a signature calls a tensor's elements.
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SCRATCH = ("global scratch", "profile scratch")
 # A launch has no attributes: no clusters, no cooperative or dependent launch. The rest of these are
 # set by arguments of compile_triton's own, or change what the parameters are.
@@ -130,6 +133,25 @@ def compile_triton(
     kernel = _kernel(entry, arguments, capability)
     cache.write(key, entry)
     return kernel
+
+
+def compile_without_spills(fn: Any, *arguments: Any, **options: Any) -> CompiledKernel:
+    """As :func:`compile_triton`, and again where ptxas spills.
+
+    Without a limit, ptxas sometimes spills a word to have another block on a multiprocessor; given
+    a limit, it uses all of it. Each trial gives a thread 16 registers more.
+
+    Returns
+    -------
+    CompiledKernel
+        The first without spills; the unlimited one where every limit up to 255 spills.
+    """
+    first = kernel = compile_triton(fn, *arguments, **options)
+    limit = first.resources.registers + 16
+    while kernel.resources.spill_stores and limit < MAX_REGISTERS:
+        kernel = compile_triton(fn, *arguments, **options, maxnreg=limit)
+        limit += 16
+    return first if kernel.resources.spill_stores else kernel
 
 
 def launch_arguments(
