@@ -156,6 +156,12 @@ std::string Counts::json() const {
                                   .add("thread", o.second.thread)
                                   .text();
                             }))
+      .raw("lines", array(lines,
+                          [](const auto& l) {
+                            return "[" + std::to_string(l.first) + "," +
+                                   std::to_string(l.second.warp) + "," +
+                                   std::to_string(l.second.thread) + "]";
+                          }))
       .add("branches", branches)
       .add("divergent_branches", divergent_branches)
       .add("shared_load", object(shared_load))

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -147,6 +148,7 @@ struct Counts {
   size_t shared_bytes = 0;
   std::array<ClassCounts, static_cast<size_t>(Class::kCount)> classes;
   std::vector<std::pair<std::string, ClassCounts>> opcodes;  // "fma.rn.f32", most frequent first
+  std::map<int, ClassCounts> lines;                          // of the PTX
   uint64_t branches = 0, divergent_branches = 0;
   struct Shared {
     uint64_t requests = 0, wavefronts = 0, ideal_wavefronts = 0, bytes = 0;

@@ -643,11 +643,10 @@ void mov_rule(Decoder& d, Instr& in) {
     }
     std::vector<Ref> refs;
     for (const Operand& p : parts) {
+      Ref ref = packs ? d.source(p, part) : d.destination(p, part);
       // nvcc packs a register that nothing writes where it looks at the other parts only.
-      const bool is_used = !packs || d.is_assigned(p);
-      refs.push_back(!is_used ? d.constant(0, part)
-                     : packs  ? d.source(p, part)
-                              : d.destination(p, part));
+      if (packs && !d.is_assigned(p)) ref = d.constant(0, part);
+      refs.push_back(ref);
     }
     in.count = static_cast<uint8_t>(parts.size());
     in.list = d.list(refs);

@@ -616,9 +616,10 @@ Counts collect(const LaunchState& state, const std::deque<Worker>& workers) {
   }
   for (const Worker& worker : workers) {
     for (size_t pc = 0; pc < program.code.size(); ++pc) {
+      if (!worker.hits[pc]) continue;
       const Program::Source& source = program.source[pc];
-      for (ClassCounts* c :
-           {&counts.classes[static_cast<size_t>(source.kind)], &by_opcode[source.opcode]}) {
+      for (ClassCounts* c : {&counts.classes[static_cast<size_t>(source.kind)],
+                             &by_opcode[source.opcode], &counts.lines[source.line]}) {
         c->warp += worker.hits[pc];
         c->thread += worker.lanes[pc];
       }

@@ -126,6 +126,7 @@ class Counts:
     kernel, grid, block, shared_bytes : what was launched; shared memory is of a block.
     classes : instructions by class: ``"float"``, ``"global_load"``, ``"barrier"``.
     opcodes : instructions by opcode: ``"fma.rn.f32"``, most frequent first.
+    lines : instructions by the line of the PTX that they are on.
     branches, divergent_branches : of warps.
     tensors : the traffic of each.
     seconds : that the machine took, which says nothing of a GPU.
@@ -137,6 +138,7 @@ class Counts:
     shared_bytes: int = 0
     classes: Mapping[str, InstructionCounts] = field(default_factory=dict)
     opcodes: Mapping[str, InstructionCounts] = field(default_factory=dict)
+    lines: Mapping[int, InstructionCounts] = field(default_factory=dict)
     branches: int = 0
     divergent_branches: int = 0
     shared_load: SharedCounts = SharedCounts()
@@ -166,6 +168,7 @@ class Counts:
         result = asdict(self)
         result["grid"], result["block"] = list(self.grid), list(self.block)
         result["opcodes"] = [{"name": name} | counts for name, counts in result["opcodes"].items()]
+        result["lines"] = [[line, *c.values()] for line, c in result["lines"].items()]
         result["tensors"] = list(result["tensors"])
         return result
 
@@ -253,6 +256,7 @@ def _parse(data: Mapping[str, Any]) -> Counts:
                 o["name"]: InstructionCounts(**{k: o[k] for k in _WARP_THREAD})
                 for o in data["opcodes"]
             },
+            "lines": {line: InstructionCounts(*counts) for line, *counts in data["lines"]},
             "shared_load": SharedCounts(**data["shared_load"]),
             "shared_store": SharedCounts(**data["shared_store"]),
             "tensors": tuple(
