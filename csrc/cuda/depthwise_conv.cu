@@ -157,6 +157,7 @@ __device__ void stage_unaligned(const DepthwiseConv& p, const Tile& t, int origi
   const int rows = p.staging.rows, columns = p.staging.columns.divisor;
   const int planes = p.planes.divisor;
   const int thread = thread_of_block(), threads = threads_of_block();
+#pragma unroll 1
   for (int i = thread * 16; i < p.staging.plane_bytes * planes; i += threads * 16) {
     *reinterpret_cast<uint4*>(to + i) = uint4{0, 0, 0, 0};
   }
@@ -245,9 +246,9 @@ __device__ void store_sums(const DepthwiseConv& p, const Tile& t, float (&sum)[4
 
 // Of a thread: the outputs it makes, in those of its tile.
 struct Place {
-  int row, column;  // the first
-  int channel;      // of the chunk
-  bool is_own;      // not another thread's, nor beyond the channels
+  int row, column;    // the first
+  int rows, columns;  // inside the map, from there on; no rows where they are another thread's
+  int channel;        // of the chunk
 };
 
 // y of the tile's first output.
@@ -271,7 +272,7 @@ __device__ void finish(const DepthwiseConv& p, const Tile& t, const Place& place
     T* to = y;
 #pragma unroll
     for (int c = 0; c < C; ++c, to += p.y_right) {
-      if (!place.is_own || place.row + r >= t.rows || place.column + c >= t.columns) continue;
+      if (r >= place.rows || c >= place.columns) continue;
       float (&out)[kQuad] = acc[r][c];
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) {
@@ -296,7 +297,7 @@ __device__ void finish_any(const DepthwiseConv& p, const Tile& t, const Place& p
   for (int r = 0; r < R; ++r) {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      if (!place.is_own || place.row + r >= t.rows || place.column + c >= t.columns) continue;
+      if (r >= place.rows || c >= place.columns) continue;
       store_quad(outputs + ((place.row + r) * t.columns + place.column + c) * chunk + place.channel,
                  acc[r][c]);
     }
@@ -352,7 +353,7 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
   const int origin_column = t.phase_column - p.left + t.column * S * p.dilation_w;
   if (p.x_alignment == kWhole) {
     stage_inputs<T>(p, t, origin_row, origin_column, inputs);
-  } else if (p.x_alignment == kQuads) {
+  } else if (sizeof(T) < 4 && p.x_alignment == kQuads) {  // 4 floats are a whole copy
     stage_unaligned<kQuad, T>(p, t, origin_row, origin_column, inputs);
   } else {
     stage_unaligned<1, T>(p, t, origin_row, origin_column, inputs);
@@ -369,7 +370,8 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
   place.row = (p.rows_first ? inner : outer) * R;
   place.column = (p.rows_first ? outer : inner) * C;
   place.channel = plane * kPlane + quad;
-  place.is_own = own < outputs && place.channel < t.channels;
+  place.rows = own < outputs && place.channel < t.channels ? t.rows - place.row : 0;
+  place.columns = t.columns - place.column;
 
   const float* taps = constants + plane * kConstants<K> * kPlane + quad;
   float bias[kQuad];
@@ -425,6 +427,7 @@ __device__ void depthwise_any(const DepthwiseConv& p) {
     for (int i = 0; i < p.kh; ++i) {
       const int h = out_row * p.stride_h - p.top + i * p.dilation_h;
       if (h < 0 || h >= p.h) continue;
+#pragma unroll 1
       for (int j = 0; j < p.kw; ++j) {
         const int w = out_column * p.stride_w - p.left + j * p.dilation_w;
         if (w < 0 || w >= p.w) continue;

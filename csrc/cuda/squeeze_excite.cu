@@ -21,7 +21,10 @@ __device__ void load_quad_of(const T* row, int i, int n, bool is_aligned, float 
     return;
   }
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) x[j] = i + j < n ? to_float(row[i + j]) : 0.0f;
+  for (int j = 0; j < kQuad; ++j) {
+    const float last = to_float(row[min(i + j, n - 1)]);  // no branch
+    x[j] = i + j < n ? last : 0.0f;
+  }
 }
 
 template <class T, int kImages>
@@ -114,7 +117,7 @@ __device__ void squeeze_excite(const SqueezeExcite& p) {
 extern "C" {
 
 #define EFFNET_FAST_IMAGES(images, name, T)                                       \
-  __global__ void __launch_bounds__(kSqueezeThreads)                              \
+  __global__ void __launch_bounds__(kSqueezeThreads, 2)                           \
       squeeze_excite_##images##_##name(__grid_constant__ const SqueezeExcite p) { \
     squeeze_excite<T, images>(p);                                                 \
   }

@@ -108,8 +108,12 @@ def _payloads(stem: str) -> tuple[str, dict[int, bytes]]:
 
 @functools.cache
 def _sources(stem: str) -> dict[str, str]:
-    """The PTX of each kernel, with what the module declares before them all."""
     ptx, _ = _payloads(stem)
+    return split(ptx)
+
+
+def split(ptx: str) -> dict[str, str]:
+    """The PTX of each kernel of nvcc's, with what the module declares before them all."""
     found = list(_KERNEL.finditer(ptx))
     ends = [*(match.start() for match in found[1:]), len(ptx)]
     head = ptx[: found[0].start()]

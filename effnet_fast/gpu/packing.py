@@ -19,13 +19,13 @@ def pack_depthwise(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Ten
     Returns
     -------
     Tensor
-        (kh kw + 1, C rounded up to 16), float32, contiguous: the taps in order, then the bias;
+        (kh kw + 1, C rounded up to 32), float32, contiguous: the taps in order, then the bias;
         zeros where there is nothing.
     """
     c = weight.shape[0]
     taps = weight.detach().float().reshape(c, -1).t()
     last = taps.new_zeros(1, c) if bias is None else bias.detach().float().reshape(1, c)
-    return F.pad(torch.cat([taps, last]), (0, -c % 16)).contiguous()
+    return F.pad(torch.cat([taps, last]), (0, -c % 32)).contiguous()
 
 
 def pack_squeeze_excite(

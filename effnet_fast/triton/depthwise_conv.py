@@ -44,8 +44,9 @@ def depthwise_conv_kernel(
 ):  # fmt: skip
     """TILE x TILE outputs of BLOCK_C channels.
 
-    Channels are adjacent. `channels` and all strides are in units of ALIGN elements: the compiler
-    sees from the product that accesses of so many are aligned.
+    Channels are adjacent; those of the constants are padded to whole chunks.
+    `channels` and all strides are in units of ALIGN elements: the compiler sees from the product
+    that accesses of so many are aligned.
     The program's number is (image, row of tiles, column of tiles, chunk of channels).
     """
     channels *= ALIGN
@@ -65,20 +66,19 @@ def depthwise_conv_kernel(
     row = tile // column_tiles * TILE + pixel // TILE
     column = tile % column_tiles * TILE + pixel % TILE
     taps_ptr = constants_ptr + c_offs
-    taps_mask = c_offs < padded_channels
-    bias = tl.load(taps_ptr + KH * KW * padded_channels, mask=taps_mask, other=0.0)
+    bias = tl.load(taps_ptr + KH * KW * padded_channels)
     acc = tl.zeros((TILE * TILE, BLOCK_C), tl.float32) + bias[None, :]
     if KH <= UNROLLED:
         for i in tl.static_range(KH):
             acc = _accumulate_row(
-                acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, taps_mask, padded_channels,
+                acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, padded_channels,
                 h, w, top, left, x_row_stride * ALIGN, x_pixel_stride * ALIGN,
                 KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
             )  # fmt: skip
     else:
         for i in tl.range(KH):
             acc = _accumulate_row(
-                acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, taps_mask, padded_channels,
+                acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, padded_channels,
                 h, w, top, left, x_row_stride * ALIGN, x_pixel_stride * ALIGN,
                 KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
             )  # fmt: skip
@@ -94,7 +94,7 @@ def depthwise_conv_kernel(
 
 @triton.jit
 def _accumulate_row(
-    acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, taps_mask, padded_channels,
+    acc, x_ptr, taps_ptr, i, row, column, c_offs, c_mask, padded_channels,
     h, w, top, left, x_row_stride, x_pixel_stride,
     KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -107,7 +107,7 @@ def _accumulate_row(
         offs = y.to(tl.int64) * x_row_stride + x * x_pixel_stride
         ptrs = x_ptr + offs[:, None] + c_offs[None, :]
         value = tl.load(ptrs, mask=inside[:, None] & c_mask[None, :], other=0.0).to(tl.float32)
-        tap = tl.load(taps_ptr + (i * KW + j) * padded_channels, mask=taps_mask, other=0.0)
+        tap = tl.load(taps_ptr + (i * KW + j) * padded_channels)
         acc += value * tap[None, :]
     return acc
 

@@ -1,0 +1,410 @@
+"""Small launches of the package's GPU kernels, which together take every path through each.
+
+Every operand is an allocation of its own, and its region is just what it spans. Where its elements
+leave room between them lies NaN: in inputs it spoils a result, and in outputs it has to stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from operators import Random
+from tolerances import UNIT, Exact, activation, assert_parity, conv, divided, exact, linear, sums
+
+from effnet_fast.cuda.depthwise_conv import Tiling
+from effnet_fast.errors import GpuError
+from effnet_fast.gpu import Buffer, Device, Launch, Module
+from effnet_fast.gpu.tensor import DeviceTensor
+from effnet_fast.network import Act, Window
+from effnet_fast.ops.gpu_step import host_side
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+PLANE = 16  # channels
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor in an allocation of its own.
+
+    Attributes
+    ----------
+    values : of an input; of an output anything of its shape, strides and type.
+    offset : elements of the allocation before the first.
+    expected : of an output.
+    parts : the dimension along which an output's sum is expected.
+    """
+
+    values: torch.Tensor
+    offset: int = 0
+    expected: Exact | None = None
+    parts: int | None = None
+
+    @cached_property
+    def storage(self) -> torch.Tensor:
+        """What the allocation holds before the launch."""
+        sizes = zip(self.values.shape, self.values.stride(), strict=True)
+        span = 1 + sum((size - 1) * stride for size, stride in sizes)
+        storage = torch.full((self.offset + span,), torch.nan, dtype=self.values.dtype)
+        if self.expected is None:
+            self.view(storage).copy_(self.values)
+        return storage
+
+    def view(self, storage: torch.Tensor) -> torch.Tensor:
+        return storage.as_strided(self.values.shape, self.values.stride(), self.offset)
+
+    def place(self, device: Device) -> DeviceTensor:
+        buffer = device.upload(self.storage)
+        x = self.values
+        address = buffer.address + self.offset * x.dtype.itemsize
+        return DeviceTensor(buffer, address, x.dtype, tuple(x.shape), tuple(x.stride()))
+
+    def check(self, buffer: Buffer) -> None:
+        """Is an output right, and what lies beside its elements as before?"""
+        storage = buffer.device.download(buffer, self.values.dtype)
+        y = self.view(storage)
+        result = y.clone()
+        y.fill_(torch.nan)
+        bits = BITS[y.dtype.itemsize]
+        assert torch.equal(storage.view(bits), self.storage.view(bits)), "written beside its place"
+        assert_parity(result if self.parts is None else result.sum(self.parts), self.expected)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A launch and its operands.
+
+    Attributes
+    ----------
+    operands : by name; the outputs among them.
+    launch : makes it, of a device and the operands there.
+    attributes : of the device, where they are to be others.
+    """
+
+    operands: Mapping[str, Operand]
+    launch: Callable[[Device, Mapping[str, DeviceTensor]], Launch]
+    attributes: Mapping[str, int] = field(default_factory=dict)
+
+
+# ---- depthwise_conv ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lie:
+    """How a map lies: elements after each pixel and each row, and before the first."""
+
+    gap: int = 0
+    row_gap: int = 0
+    offset: int = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        _, c, h, w = shape
+        row = w * (c + self.gap) + self.row_gap
+        return torch.empty_strided(shape, (h * row, 1, row, c + self.gap), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of a tile: threads down and across, planes of 16 channels, bytes added to a row's pitch."""
+
+    rows: int
+    columns: int
+    planes: int = 1
+    rows_first: bool = False
+    pad: int = 0
+
+    def tiling(
+        self, variant: tuple[int, int], out: tuple[int, int], window: Window, size: int
+    ) -> Tiling:
+        """For a CUDA kernel of so many rows and columns of a thread."""
+        (k, _), (s, _) = window.kernel, window.stride
+        high, wide = self.rows * variant[0], self.columns * variant[1]
+        down, across = (
+            max(1, math.ceil(math.ceil(n / d) / own))
+            for n, d, own in zip(out, window.dilation, (high, wide), strict=True)
+        )
+        pitch = ((wide - 1) * s + k) * PLANE * size + self.pad
+        plane_bytes = ((high - 1) * s + k) * pitch
+        return Tiling(
+            *variant, self.rows, self.columns, self.planes, down, across,
+            across * down * window.dilation[0] * window.dilation[1],
+            self.rows_first, pitch, plane_bytes,
+            self.planes * ((k * k + 2) * PLANE * 4 + plane_bytes),
+        )  # fmt: skip
+
+
+def depthwise_case(
+    language: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    window: Window,
+    act: str,
+    x_lies: Lie = Lie(),
+    y_lies: Lie = Lie(),
+    with_sums: bool = False,
+    variant: tuple[int, int] | None = None,
+    cut: Cut | None = None,
+) -> Case:
+    """``variant`` and ``cut`` are of a tiled CUDA kernel."""
+    host, r = host_side(language, "depthwise_conv"), Random(dtype)
+    n, c, *size = shape
+    out = window.output_size(*size)
+    x = x_lies.empty(shape, dtype).copy_(r(*shape))
+    weight, bias = r.weight(c, 1, *window.kernel), r(c)
+    expected = conv(x, weight, bias, act, window)
+    operands = {
+        "x": Operand(x, x_lies.offset),
+        "constants": Operand(host.pack(weight, bias)),
+        "y": Operand(y_lies.empty((n, c, *out), dtype), y_lies.offset, expected),
+    }
+    options = {}
+    if cut is not None:
+        options["cut"] = cut.tiling(variant, out, window, dtype.itemsize)
+        tiles = options["cut"].tiles
+    elif language == "cuda":
+        tiles = math.ceil(out[0] * out[1] / host.ANY_PIXELS)
+    else:
+        tiles = math.ceil(out[0] / host.TILE) * math.ceil(out[1] / host.TILE)
+    if with_sums:
+        operands["sums"] = Operand(torch.empty(n, tiles, c), expected=sums(expected), parts=1)
+
+    def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+        arguments = (there["x"], there["constants"], there["y"], window, Act[act.upper()])
+        return host.launch(device, *arguments, there.get("sums"), **options)
+
+    return Case(operands, launch)
+
+
+def tiled_cases(k: int, s: int, variant: tuple[int, int], dtype: torch.dtype) -> Iterator[Case]:
+    """Of the CUDA kernel depthwise_conv_k<k>s<s>_<variant>_<dtype>."""
+    high, wide = variant
+
+    def case(
+        c, tiles, cut, act, x_lies, y_lies, with_sums=False, n=1, dilation=(1, 1),
+        less=(1, wide - 1),
+    ):  # fmt: skip
+        """A map of so many tiles, less some rows and columns; padding on all sides."""
+        out = (
+            max(1, d * tile * own * threads - fewer)
+            for d, tile, own, threads, fewer in zip(
+                dilation, tiles, variant, (cut.rows, cut.columns), less, strict=True
+            )
+        )
+        # More padding at the low end: SAME for a stride has less there, which others have.
+        low, high = k // 2, max(k // 2 - 1, 0)
+        pads = [(d * low, d * high) for d in dilation]
+        h, w = (
+            max(1, (o - 1) * s + d * (k - 1) + 1 - sum(pad))
+            for o, d, pad in zip(out, dilation, pads, strict=True)
+        )
+        (top, bottom), (left, right) = pads
+        window = Window((k, k), (s, s), dilation, (top, left, bottom, right))
+        return depthwise_case(
+            "cuda", dtype, (n, c, h, w), window, act, x_lies, y_lies, with_sums, variant, cut
+        )
+
+    unit = 16 // dtype.itemsize  # elements
+    aligned, whole = Lie(gap=-20 % unit, row_gap=unit), Lie(gap=-20 % (2 * unit))
+    # Sums over warps, which nvcc unrolls by 4: 5 of them, and 4; and no sums.
+    for act in ("swish", "relu6"):
+        yield case(20, (1, 1), Cut(5, 7), act, aligned, whole, True)
+        yield case(20, (1, 1), Cut(4, 8), act, aligned, whole, True)
+        yield case(20, (1, 1), Cut(1, 2), act, aligned, whole)
+    # Two images of several tiles and chunks, in whole units.
+    yield case(20, (2, 2), Cut(1, 1), "swish", aligned, whole, True, n=2)
+    # Any activation, y at any alignment: a tile of more than a warp with rows first, of which a
+    # thread has all columns outside; of a warp; and of fewer outputs than threads.
+    cut = Cut(3, 3, planes=2, rows_first=True, pad=16)
+    less, apart = (2 * high - 1, 2 * wide - 1), Lie(gap=1, offset=1)
+    yield case(24, (1, 1), cut, "gelu", Lie(), apart, True, n=2, less=less)
+    yield case(20, (1, 2), Cut(1, 1, planes=2), "gelu", Lie(), Lie(offset=1), True)
+    less = (5 * high - 1, 3 * wide - 1)
+    yield case(20, (2, 2), Cut(5, 3), "gelu", Lie(), Lie(offset=1), True, less=less)
+    # Rows that are one run, at any alignment, fewer than warps; pixels with gaps; y in quads.
+    cut = Cut(1, 12, planes=4)
+    yield case(19, (3, 2), cut, "hard_swish", Lie(offset=1), Lie(offset=3), n=2)
+    yield case(20, (3, 2), cut, "swish", Lie(offset=4), Lie(offset=4))
+    yield case(20, (2, 1), Cut(1, 2), "swish", Lie(gap=1, offset=1), Lie(offset=4))
+    # x in quads: aligned and not.
+    yield case(20, (1, 1), Cut(2, 2, planes=2), "none", Lie(offset=4), whole)
+    dilation = (2, 3) if s == 1 else (1, 1)
+    yield case(20, (1, 2), Cut(1, 1, planes=2), "relu6", aligned, whole, True, dilation=dilation)
+    yield case(17, (1, 1), Cut(2, 2, planes=2), "relu", Lie(), Lie(), dilation=dilation)
+
+
+def any_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Of the CUDA kernel depthwise_conv_any_<dtype>: more than one chunk, and tile."""
+    window = Window((2, 3), (3, 2), (1, 2), (1, 2, 0, 3))
+    lies = Lie(gap=1, row_gap=2, offset=1)
+    yield depthwise_case("cuda", dtype, (2, 37, 20, 13), window, "gelu", lies, lies, True)
+    window = Window((4, 1), (1, 3), (1, 1), (0, 0, 3, 1))
+    yield depthwise_case("cuda", dtype, (1, 32, 5, 9), window, "swish")
+
+
+def triton_cases(k: int, s: int, aligned: bool, dtype: torch.dtype) -> Iterator[Case]:
+    """Of a Triton kernel with swish and sums."""
+    unit = 16 // dtype.itemsize
+    lies = Lie(gap=unit, row_gap=2 * unit) if aligned else Lie(gap=1, offset=1)
+    c = 40 if aligned else 35
+    # Tiles that are inside altogether, and others; and a map smaller than its padding, where every
+    # tap of every output of a tile is outside somewhere.
+    for size, pads in (((17 * s, 19 * s), (k // 2,) * 4), ((3, 4), (9, 9, 10, 11))):
+        window = Window((k, k), (s, s), (1, 1), pads)
+        yield depthwise_case("triton", dtype, (2, c, *size), window, "swish", lies, lies, True)
+
+
+def total_cases(language: str) -> Iterator[Case]:
+    """Of depthwise_conv_total."""
+    for shape in ((2, 6, 150), (3, 1, 128), (1, 4, 600)):
+        partial = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        operands = {
+            "partial": Operand(partial),
+            "sums": Operand(torch.empty(shape[0], shape[2]), expected=sum_of(partial)),
+        }
+
+        def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+            host = host_side(language, "depthwise_conv")
+            return host.total(device, there["partial"], there["sums"])
+
+        yield Case(operands, launch)
+
+
+def sum_of(partial: torch.Tensor) -> Exact:
+    """Of float32, along dimension 1."""
+    x = partial.double()
+    return Exact(x.sum(1), len(x[0]) * UNIT * x.abs().sum(1))
+
+
+# ---- squeeze_excite and swish --------------------------------------------------------------------
+
+
+def squeeze_cases(
+    language: str, dtype: torch.dtype, images: int, sizes: Sequence[tuple]
+) -> Iterator[Case]:
+    """Of a kernel with so many images in a block: for (n, tiles, channels, squeezed, offset).
+
+    Of CUDA's also without biases; Triton has another kernel for that.
+    """
+    biases = (True, False) if language == "cuda" else (True,)
+    for with_biases, (n, tiles, c, squeezed, offset) in itertools.product(biases, sizes):
+        r, wide = Random(dtype), Random()
+        partial = wide(n, tiles, c)
+        w1, w2 = r.weight(squeezed, c), r.weight(c, squeezed)
+        b1, b2 = (r(squeezed), r(c)) if with_biases else (None, None)
+        middle = linear(divided(partial.sum(1), 9), w1, b1, "swish")
+        expected = linear(middle, w2, b2, "sigmoid")
+        host = host_side(language, "squeeze_excite")
+        packed = dict(zip(("w1", "b1", "w2", "b2"), host.pack(w1, b1, w2, b2), strict=True))
+        operands = {name: Operand(t, offset) for name, t in packed.items() if t is not None}
+        operands |= {
+            "sums": Operand(partial, offset),
+            "gate": Operand(torch.empty(n, c, dtype=dtype), offset, expected),
+        }
+
+        def launch(device: Device, there: Mapping[str, DeviceTensor], host=host) -> Launch:
+            weights = tuple(there.get(name) for name in ("w1", "b1", "w2", "b2"))
+            return host.launch(
+                device, there["sums"], 9, weights, there["gate"], Act.SWISH, Act.SIGMOID
+            )
+
+        yield Case(operands, launch, {"multiprocessor_count": n // images} if n > 1 else {})
+
+
+def swish_cases(
+    language: str, dtype: torch.dtype, runs: Sequence[tuple[int, int, str]]
+) -> Iterator[Case]:
+    """For (n, offset, act)."""
+    for n, offset, act in runs:
+        x = Random(dtype)(n, scale=3)
+        expected = activation(Exact(exact(x).value, 4 * UNIT * x.double().abs()), act)
+        operands = {
+            "x": Operand(x, offset),
+            "y": Operand(torch.empty(n, dtype=dtype), offset, expected),
+        }
+
+        def launch(device: Device, there: Mapping[str, DeviceTensor], act=act) -> Launch:
+            host = host_side(language, "swish")
+            return host.launch(device, there["x"], there["y"], Act[act.upper()])
+
+        yield Case(operands, launch, {"multiprocessor_count": 1})
+
+
+# ---- running them --------------------------------------------------------------------------------
+
+
+class OneKernelDevice(Device):
+    """The PTX machine, with one text of PTX for whatever is to be loaded."""
+
+    def __init__(self, ptx: str, **options):
+        super().__init__("ptx", threads=1, **options)
+        self.ptx = ptx
+
+    def load(self, image: bytes | str, registers: Mapping[str, int] | None = None) -> Module:
+        return super().load(self.ptx, registers)
+
+
+class Bench:
+    """A kernel's cases, for one text after another in its place.
+
+    Parameters
+    ----------
+    cases : list of Case
+    **options
+        Of the PTX machine.
+    """
+
+    def __init__(self, cases: list[Case], **options):
+        self.cases = cases
+        self.options = options
+        self.device: OneKernelDevice | None = None
+        self.placed: list[tuple[dict[str, DeviceTensor], Launch]] = []
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def run(self, ptx: str) -> None:
+        """Raise a KernelFault or an AssertionError at the first case that is wrong."""
+        try:
+            self._run(ptx)
+        except GpuError:
+            self.close()  # a fault ends the context
+            raise
+
+    def _run(self, ptx: str) -> None:
+        if self.device is None:
+            self.device = OneKernelDevice(ptx, **self.options)
+        self.device.ptx = ptx
+        for i, case in enumerate(self.cases):
+            if i == len(self.placed):
+                self.placed.append(self._place(case))
+            there, launch = self.placed[i]
+            kernel = self.device.load(ptx).kernel(launch.kernel.name)
+            outputs = {n: o for n, o in case.operands.items() if o.expected is not None}
+            for name, operand in outputs.items():
+                self.device.upload(operand.storage, into=there[name].memory)
+            self.device.launch(dataclasses.replace(launch, kernel=kernel))
+            self.device.synchronize()
+            for name, operand in outputs.items():
+                operand.check(there[name].memory)
+
+    def _place(self, case: Case) -> tuple[dict[str, DeviceTensor], Launch]:
+        there = {name: operand.place(self.device) for name, operand in case.operands.items()}
+        own = self.device.attributes
+        self.device.attributes = own | dict(case.attributes)
+        launch = case.launch(self.device, there)
+        self.device.attributes = own
+        return there, launch
+
+    def close(self) -> None:
+        self.placed.clear()
+        if self.device is not None:
+            self.device.close()
+        self.device = None
