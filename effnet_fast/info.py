@@ -46,6 +46,9 @@ def collect() -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "ptx_machine": built["loaded"] and _machine_is_built(),
+        "cuda_kernels": _cuda_kernels()
+        if built["loaded"]
+        else {"built": False, "reason": built["reason"]},
         "extension": built,
         "backends": {
             "cpu": cpu,
@@ -62,6 +65,17 @@ def _machine_is_built() -> bool:
     from .gpu.device import machine_library
 
     return machine_library().is_file()
+
+
+def _cuda_kernels() -> dict[str, Any]:
+    from .errors import BackendError
+    from .gpu import fat_binary
+
+    try:
+        kernels = {stem: len(fat_binary.kernels(stem)) for stem in fat_binary.STEMS}
+    except BackendError as error:
+        return {"built": False, "reason": str(error)}
+    return {"built": True, "kernels": kernels, "archs": fat_binary.archs("swish")}
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -87,6 +101,12 @@ def describe(found: dict[str, Any]) -> str:
         lines.append(f"PTX machine: {'built' if found['ptx_machine'] else 'not built'}")
     else:
         lines.append(f"kernels: not loaded: {built['reason']}")
+    cuda = found["cuda_kernels"]
+    if cuda["built"]:
+        count, archs = sum(cuda["kernels"].values()), ", ".join(cuda["archs"])
+        lines.append(f"CUDA kernels: {count}, for {archs}; in PTX for newer ones")
+    else:
+        lines.append(f"CUDA kernels: not built: {cuda['reason']}")
     lines.append("backends:")
     for name, backend in found["backends"].items():
         lines.append(f"  {name}: {'runs here' if backend['runs'] else backend['reason']}")

@@ -269,6 +269,8 @@ def test_info(capsys):
     out = capsys.readouterr().out
     assert f"in use: {found['extension']['isa']}" in out
     assert "PTX machine: built" in out
+    cuda = found["cuda_kernels"]
+    assert ("CUDA kernels: 58, for sm_80, " in out) == cuda["built"] == ("reason" not in cuda)
     assert found["cpu"]["model"] in out
 
 
@@ -280,6 +282,7 @@ def test_info_without_the_extension(monkeypatch):
     assert "effnet_fast._C" in found["backends"]["cpu"]["reason"]
     assert found["backends"]["reference"] == {"runs": True}
     assert "kernels: not loaded: " in describe(found)
+    assert not found["cuda_kernels"]["built"]
 
 
 def test_models(capsys):

@@ -16,8 +16,6 @@ from effnet_fast.gpu.resources import CAPABILITIES
 
 pytest.importorskip("triton")  # comes with torch where there are GPUs
 
-STEMS = ("depthwise_conv", "squeeze_excite", "swish")
-
 
 def parameter(entry: CatalogueEntry):
     """Triton takes 1 to 4 seconds for each kernel: few of them in `make test`."""
@@ -49,11 +47,11 @@ def compiled(entry, capability):
 def test_every_kernel_is_listed():
     """Those of the fat binaries, in CUDA; in Triton as many operators and types."""
     try:
-        built = [name for stem in STEMS for name in fat_binary.kernels(stem)]
+        built = [name for stem in fat_binary.STEMS for name in fat_binary.kernels(stem)]
     except BackendError as error:
         pytest.skip(str(error))
     assert sorted(e.name for e in select(languages=["cuda"])) == sorted(built)
-    for stem in STEMS:
+    for stem in fat_binary.STEMS:
         for dtype in ("float32", "float16", "bfloat16"):
             assert select(f"{stem}*_{dtype}", ["cuda"])
 

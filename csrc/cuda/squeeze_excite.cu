@@ -64,21 +64,24 @@ __device__ void squeeze_excite(const SqueezeExcite& p) {
         for (int j = 0; j < kQuad; ++j) sum[i] += w[j] * x[j];
       }
     }
-    const float bias = b1 == nullptr ? 0.0f : to_float(b1[row]);
+    // Every lane gets the sums; lane i goes on with image i.
+    float own = 0.0f;
 #pragma unroll
     for (int i = 0; i < kImages; ++i) {
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], step);
-      // Every lane has the sum; one stores it.
-      const float out = activate(static_cast<Act>(p.act), sum[i] + bias);
-      if (lane == 0) squeezed[row * kImages + i] = out;
+      if (lane == i) own = sum[i];
+    }
+    if (lane < kImages) {
+      const float bias = b1 == nullptr ? 0.0f : to_float(b1[row]);
+      squeezed[row * kImages + lane] = activate(static_cast<Act>(p.act), own + bias);
     }
   }
   __syncthreads();
 
-  // A thread for each four channels, over all rows.
+  // A thread for each four channels, over all rows; the sums take the place of the means.
   for (int c = threadIdx.x * kQuad; c < p.channels; c += kSqueezeThreads * kQuad) {
-    float gate[kImages][kQuad] = {};
+    float sum[kImages][kQuad] = {};
 #pragma unroll 4
     for (int row = 0; row < p.squeezed; ++row) {
       float w[kQuad];
@@ -87,28 +90,21 @@ __device__ void squeeze_excite(const SqueezeExcite& p) {
       for (int i = 0; i < kImages; ++i) {
         const float x = squeezed[row * kImages + i];
 #pragma unroll
-        for (int j = 0; j < kQuad; ++j) gate[i][j] += w[j] * x;
+        for (int j = 0; j < kQuad; ++j) sum[i][j] += w[j] * x;
       }
     }
-    float bias[kQuad] = {};
-    if (b2 != nullptr) load_quad_of(b2, c, p.channels, p.is_aligned, bias);
 #pragma unroll
-    for (int i = 0; i < kImages; ++i) {
-      if (i >= images) continue;
-      T* to = static_cast<T*>(p.gate) + (first + i) * p.channels + c;
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        gate[i][j] = activate(static_cast<Act>(p.gate_act), gate[i][j] + bias[j]);
-      }
-      if (p.is_aligned) {
-        store_quad(to, gate[i]);
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        if (c + j < p.channels) to[j] = round_to<T>(gate[i][j]);
-      }
-    }
+    for (int i = 0; i < kImages; ++i) store_quad(means + i * channels + c, sum[i]);
+  }
+  __syncthreads();
+
+  T* gate = static_cast<T*>(p.gate) + first * p.channels;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < images * p.channels; i += kSqueezeThreads) {
+    const int image = i / p.channels, channel = i % p.channels;
+    const float bias = b2 == nullptr ? 0.0f : to_float(b2[channel]);
+    const float sum = means[image * channels + channel] + bias;
+    gate[i] = round_to<T>(activate(static_cast<Act>(p.gate_act), sum));
   }
 }
 

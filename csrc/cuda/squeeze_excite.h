@@ -15,7 +15,7 @@ struct SqueezeExcite {
   int32_t images, tiles, channels, squeezed;
   float scale;  // 1 / pixels
   int32_t act, gate_act;
-  int32_t is_aligned;  // rows of the weights, and of the gate, to the size of 4 elements
+  int32_t is_aligned;  // rows of the weights, to the size of 4 elements
 };
 
 }  // namespace effnet_fast::cuda

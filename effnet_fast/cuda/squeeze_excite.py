@@ -55,7 +55,6 @@ def launch(
     w1, b1, w2, b2 = packed
     squeezed = w1.shape[0]
     quad = 4 * w1.dtype.itemsize
-    rows = (w1, w2, gate, *(() if b2 is None else (b2,)))
     images = _images(n, c, squeezed, device.attributes["multiprocessor_count"])
     arguments = Arguments(
         sums=sums.address, w1=w1.address, b1=0 if b1 is None else b1.address,
@@ -63,7 +62,7 @@ def launch(
         images=n, tiles=tiles, channels=c, squeezed=squeezed,
         scale=1 / pixels,
         act=act, gate_act=gate_act,
-        is_aligned=c % 4 == 0 and all(t.address % quad == 0 for t in rows),
+        is_aligned=c % 4 == 0 and all(t.address % quad == 0 for t in (w1, w2)),
     )  # fmt: skip
     named = {"sums": sums, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
     return Launch(

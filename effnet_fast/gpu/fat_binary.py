@@ -12,6 +12,7 @@ from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.resources import Resources, parse_resources
 
 FOLDER = Path(__file__).parents[1] / "kernels"
+STEMS = ("depthwise_conv", "squeeze_excite", "swish")
 
 # The container: a header, then entries of a header and a payload each, as nvcc 10 to 13 write it.
 _CONTAINER = struct.Struct("<IHHQ")  # magic, version, header bytes, bytes of all entries
@@ -49,6 +50,12 @@ def kernels(stem: str) -> tuple[str, ...]:
     return tuple(_sources(stem))
 
 
+def archs(stem: str) -> tuple[str, ...]:
+    """What there is machine code for: ``"sm_80"`` and so on."""
+    _, cubins = _payloads(stem)
+    return tuple(f"sm_{capability}" for capability in sorted(cubins))
+
+
 def compiled(stem: str, name: str, capability: int) -> CompiledKernel:
     """A kernel for a capability, as compilers return it; its PTX is the kernel's alone.
 
@@ -63,8 +70,9 @@ def compiled(stem: str, name: str, capability: int) -> CompiledKernel:
         raise ArgumentError(f"name is {name!r}; {stem} has: {', '.join(kernels(stem))}")
     _, cubins = _payloads(stem)
     if capability not in cubins:
-        has = ", ".join(f"sm_{c}" for c in sorted(cubins))
-        raise BackendError(f"{path(stem)} has code for {has}; not for sm_{capability}")
+        raise BackendError(
+            f"{path(stem)} has code for {', '.join(archs(stem))}; not for sm_{capability}"
+        )
     return CompiledKernel(
         name=name,
         language="cuda",
