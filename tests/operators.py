@@ -25,14 +25,14 @@ RUNS = [
 
 # The same of operators with GPU kernels; those run on the PTX machine (conftest.py).
 GPU_IMPLS = ("cuda", "triton")
-ALL_RUNS = [
-    *RUNS,
-    *(
+CUDA_RUNS, TRITON_RUNS = (
+    [
         pytest.param(impl, dtype, id=f"{impl}-{str(dtype).removeprefix('torch.')}")
-        for impl in GPU_IMPLS
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    ),
-]
+    ]
+    for impl in GPU_IMPLS
+)
+ALL_RUNS = [*RUNS, *CUDA_RUNS, *TRITON_RUNS]
 IMPLS = ("cpu", "reference", *GPU_IMPLS)
 
 

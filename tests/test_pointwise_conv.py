@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, Random
+from operators import LAYOUTS, RUNS, TRITON_RUNS, Random
 from tolerances import ACTIVATIONS, add, assert_parity, conv, mean
 
 from effnet_fast import ops
@@ -38,7 +38,7 @@ def compare(impl, dtype, x, cout, act="none", fusion="plain", layout="nhwc", bia
     assert_parity(y, expected)
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(
     "shape, cout",
@@ -54,38 +54,74 @@ def test_parity(impl, dtype, fusion, shape, cout):
     compare(impl, dtype, Random()(*shape), cout, "swish", fusion)
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("fusion", ["residual", "pool"])
 def test_activations(impl, dtype, act, fusion):
     compare(impl, dtype, Random()(2, 9, 6, 5, scale=3), 20, act, fusion)
 
 
+NATIVE = [("cpu", torch.float32), ("triton", torch.float16)]
+
+
+@pytest.mark.parametrize("impl, dtype", NATIVE)
 @pytest.mark.parametrize("channels", range(1, 18))
 @pytest.mark.parametrize("cout", [1, 8, 17])
-def test_few_channels(channels, cout):
-    compare("cpu", torch.float32, Random()(1, channels, 5, 3), cout, "none", "gate+residual")
+def test_few_channels(impl, dtype, channels, cout):
+    compare(impl, dtype, Random()(1, channels, 5, 3), cout, "none", "gate+residual")
 
 
+@pytest.mark.parametrize("impl, dtype", NATIVE)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_layouts(layout, fusion, bias):
-    compare("cpu", torch.float32, Random()(2, 13, 6, 7), 24, "swish", fusion, layout, bias)
+def test_layouts(impl, dtype, layout, fusion, bias):
+    compare(impl, dtype, Random()(2, 13, 6, 7), 24, "swish", fusion, layout, bias)
+
+
+SHAPES = {
+    "n": st.integers(0, 3),
+    "c": st.integers(1, 70),
+    "h": st.integers(1, 9),
+    "w": st.integers(1, 9),
+    "cout": st.integers(1, 70),
+    "layout": st.sampled_from(sorted(LAYOUTS)),
+}
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    n=st.integers(0, 3),
-    c=st.integers(1, 70),
-    h=st.integers(1, 9),
-    w=st.integers(1, 9),
-    cout=st.integers(1, 70),
-    fusion=st.sampled_from(FUSIONS),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-)
+@given(fusion=st.sampled_from(FUSIONS), **SHAPES)
 def test_any_shape(n, c, h, w, cout, fusion, layout):
     compare("cpu", torch.float32, Random()(n, c, h, w), cout, "swish", fusion, layout)
+
+
+# Each line is compiled some times, for tiles and alignments, in seconds.
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize(
+    "dtype, act, fusion",
+    [
+        (torch.float32, "gelu", "gate+pool"),
+        (torch.float16, "swish", "gate+residual"),
+        (torch.bfloat16, "relu6", "plain"),
+    ],
+)
+@settings(max_examples=20, deadline=None)
+@given(**SHAPES)
+def test_any_shape_in_triton(impl, dtype, act, fusion, n, c, h, w, cout, layout):
+    compare(impl, dtype, Random()(n, c, h, w), cout, act, fusion, layout)
+
+
+@pytest.mark.parametrize("impl, dtype", [("triton", torch.float16), ("triton", torch.bfloat16)])
+def test_gates_are_exact(impl, dtype):
+    """Where products cancel, a gated input that was rounded would show: x g - (x g) is 0."""
+    r = Random(dtype)
+    x, gate = r(1, 64, 3, 3), r(1, 64).abs()
+    weight = torch.zeros(16, 64, 1, 1, dtype=dtype)
+    weight[:, ::2] = r(16, 32, 1, 1)
+    weight[:, 1::2] = -weight[:, ::2] * 0.5
+    x[:, 1::2], gate[:, 1::2] = 2 * x[:, ::2], gate[:, ::2]
+    y = ops.pointwise_conv(LAYOUTS["nhwc"](x), weight, gate=gate, impl=impl)
+    assert_parity(y, conv(x, weight, None, "none", gate=gate))
 
 
 def test_gates_of_one_are_no_gates():

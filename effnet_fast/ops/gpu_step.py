@@ -81,18 +81,18 @@ def host_side(language: str, stem: str) -> ModuleType:
 
 
 @functools.cache
-def preferred_language() -> str:
-    """What ``impl="auto"`` takes: CUDA, or Triton where there are no CUDA kernels.
+def preferred_language(languages: tuple[str, ...] = LANGUAGES) -> str:
+    """What ``impl="auto"`` takes: the first that is there. CUDA kernels need not be built.
 
     Raises
     ------
     BackendError
-        There is neither.
+        There is none.
     """
     reasons = []
-    for language, check in (("cuda", check_cuda), ("triton", check_triton)):
+    for language in languages:
         try:
-            check()
+            CHECKS[language]()
         except BackendError as error:
             reasons.append(str(error))
         else:
@@ -112,6 +112,9 @@ def check_triton() -> None:
     from effnet_fast.gpu.triton_compile import import_triton
 
     import_triton()
+
+
+CHECKS = {"cuda": check_cuda, "triton": check_triton}
 
 
 class GpuStep:

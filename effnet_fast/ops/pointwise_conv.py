@@ -9,7 +9,8 @@ import torch
 
 from effnet_fast.errors import ArgumentError
 from effnet_fast.ops import references
-from effnet_fast.ops.checks import check_act, check_map, check_tensor, check_weight
+from effnet_fast.ops.checks import ACTS, check_act, check_map, check_tensor, check_weight
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -73,7 +74,40 @@ def cpu(a: Args, pool: bool = False) -> torch.Tensor:
     return y
 
 
-POINTWISE_CONV = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str, pool: bool = False) -> torch.Tensor:
+    outputs = fake(a, pool)
+    n, _, h, w = a.x.shape
+    if n == 0:
+        return outputs
+    kernels, step = host_side(language, "pointwise_conv"), GpuStep(a.x)
+    x, cout = step.map(a.x), a.weight.shape[0]
+    weight, bias, gate = (
+        None if t is None else step.tensor(t.contiguous())
+        for t in (a.weight.flatten(1), a.bias, a.gate)
+    )
+    operands, act = (step.device, x, weight, bias), ACTS[a.act]
+    if not pool:
+        residual = None if a.residual is None else step.map(a.residual)
+        step.run(kernels.launch(*operands, step.output(outputs), act, gate, residual))
+        return outputs
+    sums = step.scratch((n, kernels.tiles(step.device, x, cout), cout), a.x)
+    step.run(
+        kernels.launch(*operands, None, act, gate, None, sums),
+        kernels.mean(step.device, sums, step.output(outputs), h * w),
+    )
+    return outputs
+
+
+POINTWISE_CONV = Operator(
+    SCHEMA,
+    Args,
+    check=check,
+    fake=fake,
+    reference=reference,
+    cpu=cpu,
+    gpu=gpu,
+    languages=("triton",),
+)
 POINTWISE_CONV_POOL = Operator(
     POOL_SCHEMA,
     Args,
@@ -81,6 +115,8 @@ POINTWISE_CONV_POOL = Operator(
     fake=partial(fake, pool=True),
     reference=partial(reference, pool=True),
     cpu=partial(cpu, pool=True),
+    gpu=partial(gpu, pool=True),
+    languages=("triton",),
 )
 
 

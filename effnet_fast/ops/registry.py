@@ -47,7 +47,9 @@ class Operator:
     reference, **native : callable
         The implementations by name: ``reference`` runs anywhere, the others where ``NATIVE`` says.
     gpu : callable, optional
-        Runs on a GPU; takes the kernels' language as well, ``"cuda"`` or ``"triton"``.
+        Runs on a GPU; takes the kernels' language as well.
+    languages : tuple of str
+        Of the GPU kernels: ``"cuda"``, ``"triton"``, best first.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Operator:
         fake: Callable[[Any], Any],
         reference: Callable[[Any], Any],
         gpu: Callable[[Any, str], Any] | None = None,
+        languages: tuple[str, ...] = gpu_step.LANGUAGES,
         **native: Callable[[Any], Any],
     ):
         self.name = schema.partition("(")[0]
@@ -66,11 +69,10 @@ class Operator:
         self.check = check
         self.fake = fake
         self.implementations = {"reference": reference, **native}
-        if gpu is not None:
-            self.implementations |= {
-                language: functools.partial(gpu, language=language)
-                for language in gpu_step.LANGUAGES
-            }
+        self.languages = () if gpu is None else languages
+        self.implementations |= {
+            language: functools.partial(gpu, language=language) for language in self.languages
+        }
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
         # For both devices: a tensor where nothing is built gets our error, not the dispatcher's.
         LIBRARY.impl(self.name, self._run, "CPU")
@@ -131,7 +133,7 @@ class Operator:
         device = device_type(first)
         if device not in ("cpu", "cuda"):
             raise DeviceError(f"{name} is on {first.device}; accepted: cpu, cuda")
-        if device == "cuda" and "cuda" not in self.implementations:
+        if device == "cuda" and not self.languages:
             raise DeviceError(
                 f"{name} is on {first.device}; accepted: cpu (no GPU kernels of {self.name} are "
                 "built)"
@@ -139,7 +141,7 @@ class Operator:
         impl = "cpu" if device == "cpu" else "cuda"
         if any(tensor.dtype not in NATIVE[impl][1] for _, tensor in tensors):
             return "reference"
-        return impl if impl == "cpu" else gpu_step.preferred_language()
+        return impl if impl == "cpu" else gpu_step.preferred_language(self.languages)
 
     def _run_fake(self, *args: Any) -> Any:
         call = self.arguments(*args)
