@@ -29,7 +29,7 @@ ENTRIES = [parameter(entry) for entry in CATALOGUE]
 VECTORISED = [
     parameter(entry)
     for entry in select(languages=["triton"])
-    if not re.search("total|unaligned", entry.name)
+    if not re.search("total|mean|unaligned", entry.name)
 ]
 
 
@@ -63,8 +63,10 @@ def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     assert (kernel.language, kernel.capability) == (entry.language, capability)
     assert kernel.resources.spill_stores == kernel.resources.spill_loads == 0
     assert kernel.resources.stack == 0
-    # 16 warps on a multiprocessor, at 128 registers a thread: of 64, or of 48.
-    assert kernel.occupancy(kernel.entry.max_threads).fraction >= 0.25
+    # 16 warps on a multiprocessor, at 128 registers a thread: of 64, or of 48. Matrix products do
+    # with half of them: each has a tile of sums in registers, and copies on their way.
+    least = 0.125 if entry.name.startswith("pointwise") else 0.25
+    assert kernel.occupancy(kernel.entry.max_threads).fraction >= least
 
 
 @pytest.mark.parametrize("capability", [80, 100])
@@ -73,6 +75,12 @@ def test_triton_kernels_access_16_bytes(entry: CatalogueEntry, capability: int):
     ptx = compiled(entry, capability).ptx
     loads, stores = (re.findall(rf"\s{kind}\.global\S*", ptx) for kind in ("ld", "st"))
     wide = re.compile(r"\.v4\.b32|\.v8\.b32").search
+    if entry.name.startswith("pointwise"):
+        # Through shared memory, where there are two turns of the loop at least.
+        copies = re.findall(r"cp\.async\.\S+ .*?, (\w+),", ptx)
+        assert all(int(size, 16) == 16 for size in copies)
+        assert copies or sum(map(bool, map(wide, loads))) >= 2
+        return
     if entry.name.startswith("squeeze_excite"):
         # The weights of both layers; sums, biases and gates are few.
         assert sum(map(bool, map(wide, loads))) >= 4

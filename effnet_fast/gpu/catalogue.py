@@ -48,6 +48,10 @@ class CatalogueEntry:
 # ---- examples: layers of EfficientNet-B0 at 224 pixels, one image --------------------------------
 
 
+# Cut as at this batch for the multiprocessors of an H100.
+BATCH, MULTIPROCESSORS = 8, 132
+
+
 def _operand(device: Device, shape: tuple[int, ...], dtype: torch.dtype) -> DeviceTensor:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(dtype)
@@ -90,9 +94,16 @@ def _depthwise_example(
         constants = side.pack(torch.randn(c, 1, k, k) / k, torch.randn(c))
         options = {}
         if variant is not None:
-            # As cut at batch 8 for the 132 multiprocessors of an H100.
             options["cut"] = side.tiling(
-                8, c, size, size, window, dtype.itemsize, 132, c % 16 != 0, (variant,)
+                BATCH,
+                c,
+                size,
+                size,
+                window,
+                dtype.itemsize,
+                MULTIPROCESSORS,
+                c % 16 != 0,
+                (variant,),
             )
             tiles = options["cut"].tiles
         else:
@@ -125,6 +136,49 @@ def _squeeze_example(
         return side.launch(device, sums, 196, uploaded, gate, Act.SWISH, Act.SIGMOID)
 
     return example
+
+
+# As B0 has them at 224 pixels: cin, cout, size, what is fused.
+POINTWISE = {
+    "expand": (24, 144, 56, ("act",)),
+    "project": (240, 40, 28, ("gate", "residual")),
+    "head": (320, 1280, 7, ("act", "sums")),
+}
+
+
+def _pointwise_cut(layer: str, dtype: torch.dtype) -> Any:
+    cin, cout, size, _ = POINTWISE[layer]
+    side = host_side("triton", "pointwise_conv")
+    return side.tiling(BATCH, size * size, cin, cout, dtype, MULTIPROCESSORS)
+
+
+def _pointwise_example(
+    layer: str, dtype: torch.dtype
+) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        side, cut = host_side("triton", "pointwise_conv"), _pointwise_cut(layer, dtype)
+        cin, cout, size, fused = POINTWISE[layer]
+        x = _operand(device, (1, cin, size, size), dtype)
+        weight, bias = _operand(device, (cout, cin), dtype), _operand(device, (cout,), dtype)
+        y = gate = residual = sums = None
+        if "gate" in fused:
+            gate = _operand(device, (1, cin), dtype)
+        if "residual" in fused:
+            residual = _operand(device, (1, cout, size, size), dtype)
+        if "sums" in fused:
+            sums = _output(device, (1, side.tiles(device, x, cout, cut), cout), torch.float32)
+        else:
+            y = _output(device, (1, cout, size, size), dtype)
+        act = Act.SWISH if "act" in fused else Act.NONE
+        return side.launch(device, x, weight, bias, y, act, gate, residual, sums, cut)
+
+    return example
+
+
+def _mean_example(dtype: torch.dtype, device: Device, _: CompiledKernel) -> Launch:
+    sums = _operand(device, (1, 2, 1280), torch.float32)
+    y = _output(device, (1, 1280), dtype)
+    return host_side("triton", "pointwise_conv").mean(device, sums, y, 49)
 
 
 def _swish_example(language: str, dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
@@ -190,8 +244,31 @@ def _triton() -> Iterator[CatalogueEntry]:
         name = f"swish_{suffix(dtype)}"
         arguments = (dtype, Act.SWISH, True)
         yield _triton_entry("swish", name, arguments, _swish_example("triton", dtype))
+        for layer, (*_, fused) in POINTWISE.items():
+            name = f"pointwise_conv_{layer}_{suffix(dtype)}"
+            yield _pointwise_entry(name, layer, dtype, fused)
+        name = f"pointwise_conv_mean_{suffix(dtype)}"
+        example = functools.partial(_mean_example, dtype)
+        yield _triton_entry("pointwise_conv", name, (dtype,), example, "compiled_mean")
     example = functools.partial(_total_example, "triton")
     yield _triton_entry("depthwise_conv", "depthwise_conv_total", (), example, "compiled_total")
+
+
+def _pointwise_entry(
+    name: str, layer: str, dtype: torch.dtype, fused: tuple[str, ...]
+) -> CatalogueEntry:
+    def compile_(capability: int) -> CompiledKernel:
+        side = host_side("triton", "pointwise_conv")
+        fusion = side.Fusion(
+            Act.SWISH if "act" in fused else Act.NONE,
+            True,
+            *(what in fused for what in ("gate", "residual", "sums")),
+            aligned_in=True,
+            aligned_out=True,
+        )
+        return side.compiled(capability, dtype, _pointwise_cut(layer, dtype), fusion)
+
+    return CatalogueEntry(name, "triton", compile_, _pointwise_example(layer, dtype))
 
 
 def _triton_entry(

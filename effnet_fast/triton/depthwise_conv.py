@@ -66,8 +66,7 @@ def depthwise_conv_kernel(
     row = tile // column_tiles * TILE + pixel // TILE
     column = tile % column_tiles * TILE + pixel % TILE
     taps_ptr = constants_ptr + c_offs
-    bias = tl.load(taps_ptr + KH * KW * padded_channels)
-    acc = tl.zeros((TILE * TILE, BLOCK_C), tl.float32) + bias[None, :]
+    acc = tl.zeros((TILE * TILE, BLOCK_C), tl.float32)
     if KH <= UNROLLED:
         for i in tl.static_range(KH):
             acc = _accumulate_row(
@@ -82,7 +81,8 @@ def depthwise_conv_kernel(
                 h, w, top, left, x_row_stride * ALIGN, x_pixel_stride * ALIGN,
                 KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
             )  # fmt: skip
-    out = activate(acc, ACT)
+    bias = tl.load(taps_ptr + KH * KW * padded_channels)
+    out = activate(acc + bias[None, :], ACT)
     inside = ((row < out_h) & (column < out_w))[:, None] & c_mask[None, :]
     y_offs = row.to(tl.int64) * (y_row_stride * ALIGN) + column * (y_pixel_stride * ALIGN)
     y_ptrs = y_ptr + y_offs[:, None] + c_offs[None, :]
