@@ -40,6 +40,15 @@ class Squeeze(NamedTuple):
         return f"{self.channels}-{self.squeezed}"
 
 
+class Pointwise(NamedTuple):
+    cin: int
+    cout: int
+    size: int  # high and wide
+
+    def __str__(self) -> str:
+        return f"{self.cin}-{self.cout}x{self.size}"
+
+
 class Activation(NamedTuple):
     channels: int
     size: int
@@ -52,13 +61,14 @@ class Layers(NamedTuple):
     depthwise: tuple[Depthwise, ...]
     squeeze: tuple[Squeeze, ...]
     activations: tuple[Activation, ...]
+    pointwise: tuple[Pointwise, ...]
 
 
 @functools.cache
 def layers(name: str) -> Layers:
     """Of a model of the family, each once."""
     model = create_model(name, device="meta")
-    depthwise, squeeze, activations = {}, {}, {}
+    depthwise, squeeze, activations, pointwise = {}, {}, {}, {}
 
     def see(module, inputs, output):
         if inputs[0].dim() != 4:
@@ -72,6 +82,8 @@ def layers(name: str) -> Layers:
             else:
                 padding = (module.padding[0],) * 4
             depthwise[Depthwise(c, h, k, s, padding)] = None
+        elif isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1) and h > 1:
+            pointwise[Pointwise(c, module.out_channels, h)] = None
         elif isinstance(module, SqueezeExcite):
             squeeze[Squeeze(c, module.conv_reduce.out_channels, h * w)] = None
         elif isinstance(module, (torch.nn.SiLU, torch.nn.ReLU6)) and h > 1:
@@ -81,4 +93,4 @@ def layers(name: str) -> Layers:
         module.register_forward_hook(see)
     _, size, _ = model_config(name).input_size
     model(torch.empty(1, 3, size, size, device="meta"))
-    return Layers(tuple(depthwise), tuple(squeeze), tuple(activations))
+    return Layers(tuple(depthwise), tuple(squeeze), tuple(activations), tuple(pointwise))

@@ -12,6 +12,7 @@ from tolerances import (
     UNIT,
     Exact,
     activation,
+    add,
     assert_parity,
     conv,
     divided,
@@ -90,6 +91,35 @@ def test_activation_layers(impl, dtype, layer, act):
     y = ops.swish(x, act, impl=impl)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_parity(y, activation(Exact(exact(x).value, 4 * UNIT * x.double().abs()), act))
+
+
+# Products in float32 are one by one on the machine; matrix units take 2,048 at a time.
+PRODUCTS = {torch.float32: 500_000, torch.float16: 5_000_000, torch.bfloat16: 5_000_000}
+# A tile of its own for most layers: seconds to compile.
+LONG = [
+    pytest.param(dtype, id=str(dtype), marks=[pytest.mark.full] if dtype != torch.float16 else [])
+    for dtype in DTYPES
+]
+
+
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("dtype", LONG)
+@pytest.mark.parametrize("layer, act", cases("pointwise"))
+def test_pointwise_layers(impl, dtype, layer, act):
+    """A layer that widens the map has an activation, one that narrows it a gate and a residual."""
+    r = Random(dtype)
+    cin, cout, size = layer
+    rows = max(1, min(size, PRODUCTS[dtype] // (cin * cout * size)))
+    x = r(1, cin, rows, size).contiguous(memory_format=torch.channels_last)
+    weight, bias = r.weight(cout, cin, 1, 1), r(cout)
+    if cout > cin:
+        y = ops.pointwise_conv(x, weight, bias, act=act, impl=impl)
+        assert_parity(y, conv(x, weight, bias, act))
+        return
+    gate = r(1, cin).sigmoid()
+    residual = r(1, cout, rows, size).contiguous(memory_format=torch.channels_last)
+    y = ops.pointwise_conv(x, weight, bias, gate=gate, residual=residual, impl=impl)
+    assert_parity(y, add(conv(x, weight, bias, "none", gate=gate), residual))
 
 
 @pytest.mark.parametrize("impl", GPU_IMPLS)
