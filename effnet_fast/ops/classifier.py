@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from effnet_fast.errors import ShapeError
-from effnet_fast.ops.checks import check_floating, check_tensor, check_weight
+from effnet_fast.ops.checks import ACTS, check_floating, check_tensor, check_weight
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -47,7 +48,29 @@ def cpu(a: Args) -> torch.Tensor:
     return y
 
 
-CLASSIFIER = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str) -> torch.Tensor:
+    y = fake(a)
+    if y.numel() == 0:
+        return y
+    kernels, step = host_side(language, "pointwise_conv"), GpuStep(a.x)
+    weight, bias = (None if t is None else step.tensor(t.contiguous()) for t in (a.weight, a.bias))
+    # Rows are the pixels of one image.
+    x, flat = (t.reshape(1, -1, 1, t.shape[-1]).permute(0, 3, 1, 2) for t in (a.x, y))
+    arguments = (step.device, step.map(x), weight, bias, step.output(flat), ACTS["none"])
+    step.run(kernels.launch(*arguments))
+    return y
+
+
+CLASSIFIER = Operator(
+    SCHEMA,
+    Args,
+    check=check,
+    fake=fake,
+    reference=reference,
+    cpu=cpu,
+    gpu=gpu,
+    languages=("triton",),
+)
 
 
 def classifier(
