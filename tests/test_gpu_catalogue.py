@@ -29,7 +29,7 @@ ENTRIES = [parameter(entry) for entry in CATALOGUE]
 VECTORISED = [
     parameter(entry)
     for entry in select(languages=["triton"])
-    if not re.search("total|mean|unaligned", entry.name)
+    if not re.search("total|mean|unaligned|stem", entry.name)
 ]
 
 
@@ -65,7 +65,7 @@ def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     assert kernel.resources.stack == 0
     # 16 warps on a multiprocessor, at 128 registers a thread: of 64, or of 48. Matrix products do
     # with half of them: each has a tile of sums in registers, and copies on their way.
-    least = 0.125 if entry.name.startswith("pointwise") else 0.25
+    least = 0.125 if entry.name.startswith(("pointwise", "stem")) else 0.25
     assert kernel.occupancy(kernel.entry.max_threads).fraction >= least
 
 
@@ -76,10 +76,9 @@ def test_triton_kernels_access_16_bytes(entry: CatalogueEntry, capability: int):
     loads, stores = (re.findall(rf"\s{kind}\.global\S*", ptx) for kind in ("ld", "st"))
     wide = re.compile(r"\.v4\.b32|\.v8\.b32").search
     if entry.name.startswith("pointwise"):
-        # Through shared memory, where there are two turns of the loop at least.
+        # Of the input and of the weights, through shared memory; gates and biases are few.
         copies = re.findall(r"cp\.async\.\S+ .*?, (\w+),", ptx)
-        assert all(int(size, 16) == 16 for size in copies)
-        assert copies or sum(map(bool, map(wide, loads))) >= 2
+        assert sum(int(size, 16) == 16 for size in copies) >= 2
         return
     if entry.name.startswith("squeeze_excite"):
         # The weights of both layers; sums, biases and gates are few.

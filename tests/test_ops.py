@@ -250,7 +250,8 @@ def test_an_emulated_gpu(name):
                 device.take_counts()  # of whoever has the same device
                 auto = as_tuple(getattr(torch.ops.effnet_fast, name)(*arguments))
                 launches = [count["kernel"] for count in device.take_counts()]
-            assert bool(launches) == (dtype != torch.float64)
+            is_empty = not any(y.numel() for y in auto)
+            assert bool(launches) == (dtype != torch.float64 and not is_empty)
             stem = name.removesuffix("_sums").removesuffix("_pool")
             stem = {"classifier": "pointwise_conv"}.get(stem, stem)
             assert all(launch.startswith(stem) for launch in launches)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, Random
+from operators import LAYOUTS, RUNS, TRITON_RUNS, Random
 from tolerances import ACTIVATIONS, assert_parity, conv
 
 from effnet_fast import ops
@@ -25,7 +25,7 @@ def compare(impl, dtype, x, cout, kernel, stride, padding, act, bias=True):
     assert_parity(y, conv(x, weight, bias, act, Window(kernel, stride, (1, 1), padding)))
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
 @pytest.mark.parametrize(
     "shape, cout, kernel, stride, padding",
     [
@@ -45,37 +45,59 @@ def test_parity(impl, dtype, shape, cout, kernel, stride, padding):
     compare(impl, dtype, Random()(*shape), cout, kernel, stride, padding, "swish")
 
 
-@pytest.mark.parametrize("impl, dtype", RUNS)
+@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations(impl, dtype, act):
     x = Random()(2, 3, 9, 10, scale=3)
     compare(impl, dtype, x, 12, (3, 3), (2, 2), (1, 1, 1, 1), act)
 
 
+@pytest.mark.parametrize("impl, dtype", [("cpu", torch.float32), ("triton", torch.float16)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_layouts(layout, bias):
-    x = LAYOUTS[layout](Random()(2, 3, 11, 14))
-    compare("cpu", torch.float32, x, 20, (3, 3), (2, 2), (0, 0, 1, 1), "swish", bias)
+def test_layouts(impl, dtype, layout, bias):
+    x = LAYOUTS[layout](Random()(2, 3, 11, 14).to(dtype))
+    compare(impl, dtype, x, 20, (3, 3), (2, 2), (0, 0, 1, 1), "swish", bias)
+
+
+SHAPES = {
+    "n": st.integers(0, 3),
+    "c": st.integers(1, 5),
+    "h": st.integers(1, 12),
+    "w": st.integers(1, 12),
+    "cout": st.integers(1, 35),
+    "padding": st.tuples(*[st.integers(0, 3)] * 4),
+    "layout": st.sampled_from(sorted(LAYOUTS)),
+}
+
+
+def compare_any(impl, dtype, kernel, stride, n, c, h, w, cout, padding, layout):
+    top, left, bottom, right = padding
+    h, w = max(h, kernel[0] - top - bottom), max(w, kernel[1] - left - right)
+    x = LAYOUTS[layout](Random()(n, c, h, w).to(dtype))
+    compare(impl, dtype, x, cout, kernel, stride, padding, "swish")
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(0, 3),
-    c=st.integers(1, 5),
-    h=st.integers(1, 12),
-    w=st.integers(1, 12),
-    cout=st.integers(1, 35),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(*[st.integers(0, 3)] * 4),
-    layout=st.sampled_from(sorted(LAYOUTS)),
+    **SHAPES,
 )
-def test_any_shape(n, c, h, w, cout, kernel, stride, padding, layout):
-    top, left, bottom, right = padding
-    h, w = max(h, kernel[0] - top - bottom), max(w, kernel[1] - left - right)
-    x = LAYOUTS[layout](Random()(n, c, h, w))
-    compare("cpu", torch.float32, x, cout, kernel, stride, padding, "swish")
+def test_any_shape(kernel, stride, **drawn):
+    compare_any("cpu", torch.float32, kernel, stride, **drawn)
+
+
+# Each line is compiled some times, for tiles and alignments, in seconds.
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize(
+    "dtype, kernel, stride",
+    [(torch.float32, (3, 3), (2, 2)), (torch.bfloat16, (2, 5), (1, 3))],
+)
+@settings(max_examples=20, deadline=None)
+@given(**SHAPES)
+def test_any_shape_in_triton(impl, dtype, kernel, stride, **drawn):
+    compare_any(impl, dtype, kernel, stride, **drawn)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,20 @@ def _mean_example(dtype: torch.dtype, device: Device, _: CompiledKernel) -> Laun
     return host_side("triton", "pointwise_conv").mean(device, sums, y, 49)
 
 
+def _stem_example(dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        window = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+        x = DeviceTensor.upload(device, torch.randn(1, 3, 224, 224).to(dtype))
+        weight = DeviceTensor.upload(device, torch.randn(32, 3, 3, 3).to(dtype))
+        bias = _operand(device, (32,), dtype)
+        y = _output(device, (1, 32, 112, 112), dtype)
+        return host_side("triton", "stem_conv").launch(
+            device, x, weight, bias, y, window, Act.SWISH
+        )
+
+    return example
+
+
 def _swish_example(language: str, dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
         shape = (1, 144, 56, 56)
@@ -247,11 +261,22 @@ def _triton() -> Iterator[CatalogueEntry]:
         for layer, (*_, fused) in POINTWISE.items():
             name = f"pointwise_conv_{layer}_{suffix(dtype)}"
             yield _pointwise_entry(name, layer, dtype, fused)
+        name = f"stem_conv_{suffix(dtype)}"
+        yield _stem_entry(name, dtype)
         name = f"pointwise_conv_mean_{suffix(dtype)}"
         example = functools.partial(_mean_example, dtype)
         yield _triton_entry("pointwise_conv", name, (dtype,), example, "compiled_mean")
     example = functools.partial(_total_example, "triton")
     yield _triton_entry("depthwise_conv", "depthwise_conv_total", (), example, "compiled_total")
+
+
+def _stem_entry(name: str, dtype: torch.dtype) -> CatalogueEntry:
+    def compile_(capability: int) -> CompiledKernel:
+        side = host_side("triton", "stem_conv")
+        fused = (Act.SWISH, True, True, side.block(dtype, 32))
+        return side.compiled(capability, dtype, (3, 3), (2, 2), *fused)
+
+    return CatalogueEntry(name, "triton", compile_, _stem_example(dtype))
 
 
 def _pointwise_entry(

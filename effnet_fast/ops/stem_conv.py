@@ -10,6 +10,7 @@ import torch
 from effnet_fast.network import Window
 from effnet_fast.ops import references
 from effnet_fast.ops.checks import (
+    ACTS,
     check_act,
     check_map,
     check_tensor,
@@ -19,6 +20,7 @@ from effnet_fast.ops.checks import (
     sides,
     window_of,
 )
+from effnet_fast.ops.gpu_step import GpuStep, host_side
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -67,7 +69,27 @@ def cpu(a: Args) -> torch.Tensor:
     return y
 
 
-STEM_CONV = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str) -> torch.Tensor:
+    y = fake(a)
+    if a.x.shape[0] == 0:
+        return y
+    kernels, step = host_side(language, "stem_conv"), GpuStep(a.x)
+    weight, bias = (None if t is None else step.tensor(t.contiguous()) for t in (a.weight, a.bias))
+    x = step.tensor(a.x)
+    step.run(kernels.launch(step.device, x, weight, bias, step.output(y), a.window, ACTS[a.act]))
+    return y
+
+
+STEM_CONV = Operator(
+    SCHEMA,
+    Args,
+    check=check,
+    fake=fake,
+    reference=reference,
+    cpu=cpu,
+    gpu=gpu,
+    languages=("triton",),
+)
 
 
 def stem_conv(

@@ -237,7 +237,7 @@ def tiling(
             (m, channels)
             for m in (16, 32, 64, 128)
             for channels in (16, 32, 64, 128)
-            if not wide or m * channels <= 64 * 64  # or they spill
+            if not wide or m * channels <= 64 * 32  # or they spill
         ),
         key=lambda tile: (cost(*tile), -tile[0]),
     )
