@@ -20,7 +20,7 @@ from effnet_fast.gpu.catalogue import select
 from effnet_fast.gpu.nvcc import FLAGS, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-MOST = 0.1  # of a kernel's mutants that survive
+MOST = 0.2  # of one kernel's mutants that survive; of all of them 3 % do
 
 FLOAT, HALF = torch.float32, torch.float16
 MAX_INSTRUCTIONS = 2_000_000  # of a block's threads: the cases take less than a tenth

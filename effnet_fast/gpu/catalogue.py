@@ -273,7 +273,7 @@ def _triton() -> Iterator[CatalogueEntry]:
 def _stem_entry(name: str, dtype: torch.dtype) -> CatalogueEntry:
     def compile_(capability: int) -> CompiledKernel:
         side = host_side("triton", "stem_conv")
-        fused = (Act.SWISH, True, True, side.block(dtype, 32))
+        fused = (Act.SWISH, True, True, side.block(32))
         return side.compiled(capability, dtype, (3, 3), (2, 2), *fused)
 
     return CatalogueEntry(name, "triton", compile_, _stem_example(dtype))

@@ -125,11 +125,10 @@ def compiled(
     )  # fmt: skip
 
 
-def block(dtype: torch.dtype, cout: int) -> tuple[int, int]:
-    """Pixels and output channels of a program: 16 products of a thread at least."""
+def block(cout: int) -> tuple[int, int]:
+    """Pixels and output channels of a program: each of 128 threads has 16 sums, and addresses."""
     channels = min(64, max(16, 1 << (cout - 1).bit_length()))
-    # Without matrix units a thread's addresses and sums both want registers.
-    return (4096 if dtype != torch.float32 else 2048) // channels, channels
+    return 2048 // channels, channels
 
 
 def launch(
@@ -168,7 +167,7 @@ def launch(
     aligned = y.address % 16 == 0 and not any(
         size % _unit(x.dtype, True) for size in (cout, *outputs)
     )
-    m, channels = block(x.dtype, cout)
+    m, channels = block(cout)
     kernel = compiled(
         device.capability, x.dtype, window.kernel, window.stride, act, bias is not None, aligned,
         (m, channels),
