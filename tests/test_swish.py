@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tolerances import ACTIVATIONS, UNIT, Exact, activation, assert_parity, exac
 from effnet_fast import ops
 from effnet_fast.errors import ArgumentError, DtypeError
 from effnet_fast.gpu import Device
+from effnet_fast.gpu.device import Kernel
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 from effnet_fast.ops import gpu_step
@@ -100,3 +103,29 @@ def test_any_shape(impl, shape, act):
 def test_errors(change, error, message, impl):
     with pytest.raises(error, match=message):
         ops.swish(**{"x": torch.zeros(3)} | change, impl=impl)
+
+
+@pytest.mark.parametrize("impl", GPU_IMPLS)
+def test_kernels_live_as_long_as_their_device(impl):
+    """A captured graph may launch them at any time; and nothing is left of a device."""
+    with ops.emulated() as device:
+        ops.swish(torch.ones(64), impl=impl)
+        first = list(device.kernels.values())
+        gc.collect()
+        ops.swish(torch.zeros(64), impl=impl)
+        assert len(first) == 1 and list(device.kernels.values()) == first
+        left = weakref.ref(device)
+    del device, first
+    gc.collect()
+    assert left() is None
+
+
+@pytest.mark.parametrize("impl", ["cuda"])
+def test_launches_without_parameter_sizes(monkeypatch, impl):
+    """Drivers before 12.4 do not tell them: arguments have to bring their own."""
+    monkeypatch.setattr(Kernel, "parameters", None)
+    x = torch.ones(1, 8, 4, 4)
+    with ops.emulated():
+        assert_parity(ops.swish(x, impl=impl), expected(x, "swish"))
+        _, sums = ops.depthwise_conv(x, torch.ones(8, 1, 1, 1), sums=True, impl=impl)
+        assert torch.equal(sums, torch.full((1, 8), 16.0))

@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.counts import SECTOR
 from effnet_fast.gpu.device import Device, Launch
@@ -238,7 +240,7 @@ def total(device: Device, partial: DeviceTensor, sums: DeviceTensor) -> Launch:
         kernel(device, "depthwise_conv", "depthwise_conv_total"),
         grid=(-(-n * c // MAX_THREADS),),
         block=(MAX_THREADS,),
-        arguments=(partial, sums, n * c, c, tiles),
+        arguments=(partial, sums, np.int64(n * c), np.int32(c), np.int32(tiles)),
         regions=(partial.region("partial", "r"), sums.region("sums", "w")),
     )
 

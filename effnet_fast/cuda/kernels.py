@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-import weakref
 
 import torch
 
 from effnet_fast.gpu import fat_binary
 from effnet_fast.gpu.device import Device, Kernel
 
-_loaded: weakref.WeakKeyDictionary[Device, dict[str, Kernel]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -28,9 +26,8 @@ def kernel(device: Device, stem: str, name: str) -> Kernel:
         The CUDA kernels were not built.
     """
     with _lock:
-        kernels = _loaded.setdefault(device, {})
-        if name not in kernels:
+        if name not in device.kernels:
             # The machine does not know registers, and refuses launches that would not fit.
             given = {name: fat_binary.resources(stem)[80][name].registers}
-            kernels[name] = device.load(fat_binary.image(stem), given).kernel(name)
-        return kernels[name]
+            device.kernels[name] = device.load(fat_binary.image(stem), given).kernel(name)
+        return device.kernels[name]

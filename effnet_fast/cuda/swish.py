@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.tensor import DeviceTensor
@@ -32,6 +34,6 @@ def launch(device: Device, x: DeviceTensor, y: DeviceTensor, act: Act) -> Launch
         kernel(device, "swish", f"swish_{suffix(x.dtype)}"),
         grid=(min(blocks, RESIDENT * device.attributes["multiprocessor_count"]),),
         block=(THREADS,),
-        arguments=(x, y, n, int(act)),
+        arguments=(x, y, np.int64(n), np.int32(act)),
         regions=(x.region("x", "r"), y.region("y", "w")),
     )

@@ -164,9 +164,11 @@ class CompiledKernel:
         return self.ptx
 
     def load(self, device: Device) -> Kernel:
-        """The kernel on a device; the PTX machine is told of its registers."""
-        registers = {self.name: self.resources.registers} if self.resources else None
-        return device.load(self.image(device), registers).kernel(self.name)
+        """The kernel on a device, which keeps it; the PTX machine is told of its registers."""
+        if self not in device.kernels:
+            registers = {self.name: self.resources.registers} if self.resources else None
+            device.kernels[self] = device.load(self.image(device), registers).kernel(self.name)
+        return device.kernels[self]
 
 
 # ---- arguments -----------------------------------------------------------------------------------

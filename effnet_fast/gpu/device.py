@@ -73,6 +73,8 @@ class Device:
         else:
             self._native = self._open_machine(index, options)
         self.stream = Stream(self)
+        # Loaded once and kept: unloading one under a launch or a captured graph is undefined.
+        self.kernels: dict[Any, Kernel] = {}
 
     @staticmethod
     def _open_machine(index: int, options: Mapping[str, Any]) -> _C.gpu.Device:
@@ -134,6 +136,7 @@ class Device:
         This is the way out after a :class:`~effnet_fast.errors.KernelFault`, too: the next device
         has a new context, when no other one holds the broken one.
         """
+        self.kernels.clear()
         self._native.close()
 
     # ---- code -----------------------------------------------------------------------------------

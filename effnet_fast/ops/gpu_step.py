@@ -30,6 +30,8 @@ _lock = threading.Lock()
 def emulated(device: Device | None = None) -> Iterator[Device]:
     """Run operators on the PTX machine: within the block, tensors on the CPU count as on a GPU.
 
+    That is of this thread; threads that begin in the block are not in it.
+
     Parameters
     ----------
     device : Device, optional
