@@ -9,14 +9,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from operators import Random
-from tolerances import UNIT, Exact, activation, assert_parity, conv, divided, exact, linear, sums
+from tolerances import (
+    UNIT,
+    Exact,
+    activation,
+    add,
+    assert_parity,
+    conv,
+    divided,
+    exact,
+    linear,
+    rounded,
+    sums,
+)
 
+from effnet_fast.cuda import expand_depthwise
 from effnet_fast.cuda.depthwise_conv import Tiling
 from effnet_fast.errors import GpuError
 from effnet_fast.gpu import Buffer, Device, Launch, Module
@@ -278,6 +292,148 @@ def sum_of(partial: torch.Tensor) -> Exact:
     """Of float32, along dimension 1."""
     x = partial.double()
     return Exact(x.sum(1), len(x[0]) * UNIT * x.abs().sum(1))
+
+
+# ---- expand_depthwise and pointwise_conv ---------------------------------------------------------
+
+
+def expand_case(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    channels: int,
+    window: Window,
+    cut: expand_depthwise.Tiling,
+    act: str = "swish",
+    stem: Window | None = None,
+    x_lies: Lie = Lie(),
+    y_lies: Lie = Lie(),
+    biases: bool = True,
+) -> Case:
+    """A launch that is cut so, with sums; x of a stem is contiguous."""
+    host, r = expand_depthwise, Random(dtype)
+    n, cin = shape[:2]
+    x = r(*shape) if stem else x_lies.empty(shape, dtype).copy_(r(*shape))
+    first = r.weight(channels, cin, *((3, 3) if stem else (1, 1)))
+    weight = r.weight(channels, 1, *window.kernel)
+    first_bias, bias = (r(channels), r(channels)) if biases else (None, None)
+    wide = conv(x, first, first_bias, act, stem)
+    out = window.output_size(*wide.value.shape[2:])
+    expected = conv(rounded(wide, dtype), weight, bias, act, window)
+    tiles = math.ceil(out[0] / cut.rows) * math.ceil(out[1] / cut.columns)
+    names = ("weight", "expand_bias", "constants")
+    packed = dict(zip(names, host.pack(first, first_bias, weight, bias), strict=True))
+    operands = {name: Operand(t) for name, t in packed.items() if t is not None}
+    operands |= {
+        "x": Operand(x, 0 if stem else x_lies.offset),
+        "y": Operand(y_lies.empty((n, channels, *out), dtype), y_lies.offset, expected),
+        "sums": Operand(torch.empty(n, tiles, channels), expected=sums(expected), parts=1),
+    }
+
+    def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+        weights = tuple(there.get(name) for name in names)
+        acts = (Act[act.upper()],) * 2
+        return host.launch(
+            device, there["x"], weights, there["y"], window, *acts, there["sums"], stem, cut
+        )
+
+    return Case(operands, launch)
+
+
+def expand_cases(k: int, s: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Of expand_depthwise_k<k>s<s>_<dtype>."""
+    cut = expand_depthwise.Tiling
+    unit = 16 // dtype.itemsize
+    lies, quads = Lie(gap=unit, row_gap=unit), Lie(gap=4, row_gap=8, offset=4)
+    low = (k - 1) // 2
+    pads = (low, low, k - 1 - low, k - 1 - low)
+    window = Window((k, k), (s, s), (1, 1), pads)
+    # Tiles of rows and of columns, of which the last are smaller; more than one chunk of channels,
+    # the last of them in part; more columns of a matrix than one tile has.
+    yield expand_case(
+        dtype, (2, 5 * unit, 12 * s, 11 * s), 60, window, cut(5, 5, 2), "swish", None, lies, quads
+    )
+    depth = 17 * unit
+    yield expand_case(dtype, (1, depth, 9, 8), 48, window, cut(-(-9 // s), 7, 3), "relu6")
+    # x that ends within a copy; a step that is the whole map; no biases.
+    yield expand_case(
+        dtype, (1, unit + 3, 7, 15), 36, window, cut(-(-7 // s), -(-15 // s), 16), "swish", None,
+        Lie(gap=unit - 3), biases=False,
+    )  # fmt: skip
+    yield expand_case(dtype, (1, unit, 2, 1), 4, window, cut(1, 1, 1), "none")
+
+
+def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Of stem_depthwise_k3s1_<dtype>."""
+    cut = expand_depthwise.Tiling
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    stem = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
+    yield expand_case(dtype, (2, 3, 22, 26), 40, window, cut(5, 6, 2), "swish", stem)
+    stem = Window((3, 3), (1, 2), (1, 1), (1, 1, 0, 2))
+    yield expand_case(dtype, (1, 5, 8, 15), 32, window, cut(7, 8, 9), "relu", stem)
+
+
+def pointwise_case(
+    language: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    cout: int,
+    cut: Any,
+    act: str = "none",
+    fused: Collection[str] = (),
+    x_lies: Lie = Lie(),
+    y_lies: Lie = Lie(),
+) -> Case:
+    """``fused``: of "bias", "gate", "residual", "sums"; the residual lies as y."""
+    host, r = host_side(language, "pointwise_conv"), Random(dtype)
+    n, cin, *size = shape
+    x = x_lies.empty(shape, dtype).copy_(r(*shape))
+    weight, bias = r.weight(cout, cin), r(cout) if "bias" in fused else None
+    gate = r(n, cin) if "gate" in fused else None
+    out = (n, cout, *size)
+    expected = conv(x, weight[:, :, None, None], bias, act, gate=gate)
+    names = ("weight", "bias")
+    packed = dict(zip(names, host.pack(weight, bias), strict=True))
+    operands = {name: Operand(t) for name, t in packed.items() if t is not None}
+    operands["x"] = Operand(x, x_lies.offset)
+    if gate is not None:
+        operands["gate"] = Operand(gate)
+    if "residual" in fused:
+        residual = y_lies.empty(out, dtype).copy_(r(*out))
+        operands["residual"] = Operand(residual, y_lies.offset)
+        expected = add(expected, residual)
+    if "sums" in fused:
+        tiles = math.ceil(size[0] * size[1] / cut.m)
+        operands["sums"] = Operand(torch.empty(n, tiles, cout), expected=sums(expected), parts=1)
+    else:
+        operands["y"] = Operand(y_lies.empty(out, dtype), y_lies.offset, expected)
+
+    def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+        weights = tuple(there.get(name) for name in names)
+        rest = (there.get(name) for name in ("gate", "residual", "sums"))
+        return host.launch(
+            device, there["x"], weights, there.get("y"), Act[act.upper()], *rest, cut
+        )
+
+    return Case(operands, launch)
+
+
+def pointwise_cases(language: str, dtype: torch.dtype, cut: Any, gated: bool) -> Iterator[Case]:
+    """Of the CUDA kernel pointwise_conv[_gated]_<cut>_<dtype>."""
+    unit = 16 // dtype.itemsize
+    gate = ["gate"] if gated else []
+    args = (language, dtype)
+    aligned, quads = Lie(gap=unit, row_gap=2 * unit), Lie(gap=4, row_gap=4, offset=4)
+    apart = Lie(gap=1, row_gap=3, offset=1)
+    size = (cut.m // 8 + 1, 9)  # more than a tile of pixels
+    # More columns of the matrices than stages in shared memory hold; a tile of channels in part.
+    yield pointwise_case(
+        *args, (2, 26 * unit, *size), cut.n + 12, cut, "swish", ["bias", *gate], aligned, quads
+    )
+    fused = ["bias", "residual", *gate]
+    yield pointwise_case(*args, (2, 9 * unit, *size), 20, cut, "none", fused, Lie(), quads)
+    yield pointwise_case(*args, (1, unit + 3, 3, 5), 21, cut, "gelu", fused, apart, apart)
+    yield pointwise_case(*args, (1, 2, 1, 1), 3, cut, "relu6", gate, Lie(gap=unit - 2))
+    yield pointwise_case(*args, (2, 3 * unit, *size), cut.n + 5, cut, "swish", ["sums", *gate])
 
 
 # ---- squeeze_excite and swish --------------------------------------------------------------------

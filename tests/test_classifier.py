@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import RUNS, TRITON_RUNS, Random
+from operators import ALL_RUNS, Random
 from tolerances import assert_parity, linear
 
 from effnet_fast import ops
@@ -25,7 +25,7 @@ def compare(impl, dtype, x, classes, bias=True):
     assert_parity(y.view(rows, classes), linear(x.reshape(rows, x.shape[-1]), weight, bias))
 
 
-@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize(
     "shape, classes",
     [((1, 1280), 1000), ((17, 64), 33), ((2, 3, 5), 7), ((0, 8), 4), ((9,), 1), ((6, 1), 19)],

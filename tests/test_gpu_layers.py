@@ -102,7 +102,7 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("impl", GPU_IMPLS)
 @pytest.mark.parametrize("dtype", LONG)
 @pytest.mark.parametrize("layer, act", cases("pointwise"))
 def test_pointwise_layers(impl, dtype, layer, act):

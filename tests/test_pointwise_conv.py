@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, TRITON_RUNS, Random
+from operators import ALL_RUNS, GPU_IMPLS, LAYOUTS, Random
 from tolerances import ACTIVATIONS, add, assert_parity, conv, mean
 
 from effnet_fast import ops
@@ -38,7 +38,7 @@ def compare(impl, dtype, x, cout, act="none", fusion="plain", layout="nhwc", bia
     assert_parity(y, expected)
 
 
-@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(
     "shape, cout",
@@ -54,14 +54,19 @@ def test_parity(impl, dtype, fusion, shape, cout):
     compare(impl, dtype, Random()(*shape), cout, "swish", fusion)
 
 
-@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("fusion", ["residual", "pool"])
 def test_activations(impl, dtype, act, fusion):
     compare(impl, dtype, Random()(2, 9, 6, 5, scale=3), 20, act, fusion)
 
 
-NATIVE = [("cpu", torch.float32), ("triton", torch.float16)]
+NATIVE = [
+    ("cpu", torch.float32),
+    ("cuda", torch.float32),
+    ("cuda", torch.float16),
+    ("triton", torch.float16),
+]
 
 
 @pytest.mark.parametrize("impl, dtype", NATIVE)
@@ -96,7 +101,7 @@ def test_any_shape(n, c, h, w, cout, fusion, layout):
 
 
 # Each line is compiled some times, for tiles and alignments, in seconds.
-@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("impl", GPU_IMPLS)
 @pytest.mark.parametrize(
     "dtype, act, fusion",
     [
@@ -107,11 +112,14 @@ def test_any_shape(n, c, h, w, cout, fusion, layout):
 )
 @settings(max_examples=20, deadline=None)
 @given(**SHAPES)
-def test_any_shape_in_triton(impl, dtype, act, fusion, n, c, h, w, cout, layout):
+def test_any_shape_on_a_gpu(impl, dtype, act, fusion, n, c, h, w, cout, layout):
     compare(impl, dtype, Random()(n, c, h, w), cout, act, fusion, layout)
 
 
-@pytest.mark.parametrize("impl, dtype", [("triton", torch.float16), ("triton", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "impl, dtype",
+    [(impl, dtype) for impl in GPU_IMPLS for dtype in (torch.float16, torch.bfloat16)],
+)
 def test_gates_are_exact(impl, dtype):
     """Where products cancel, a gated input that was rounded would show: x g - (x g) is 0."""
     r = Random(dtype)

@@ -133,6 +133,11 @@ def add(x: Exact, residual: torch.Tensor) -> Exact:
     return Exact(total, x.error + UNIT * total.abs())
 
 
+def rounded(x: Exact, dtype: torch.dtype) -> Exact:
+    """x, kept in ``dtype`` between two operators: half a unit in the last place."""
+    return Exact(x.value, x.error + ulp(x.value.abs() + x.error, dtype) / 2)
+
+
 def sums(x: Exact) -> Exact:
     """Sums over the pixels: (N, C) from (N, C, H, W)."""
     pixels = x.value.shape[2:].numel()

@@ -15,4 +15,13 @@ __device__ inline void copy_async(void* shared, const void* global, int bytes = 
 // Until this thread's copies are there; a barrier makes them so for the block.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// What this thread copied since the last end of a group is a group.
+__device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all but the last kGroups groups are there.
+template <int kGroups>
+__device__ void wait_for_copy_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
 }  // namespace effnet_fast::cuda

@@ -15,29 +15,13 @@
 #include "activation.cuh"
 #include "async_copy.cuh"
 #include "depthwise_conv.h"
+#include "depthwise_taps.cuh"
 #include "element.cuh"
 
 namespace effnet_fast::cuda {
 namespace {
 
-constexpr int kPlane = 16;  // channels of a plane
-constexpr int kQuad = 4;    // channels of a thread
 constexpr int kMaxThreads = 256;
-
-__device__ unsigned divide(unsigned n, const Divisor& d) {
-  return static_cast<unsigned>(static_cast<uint64_t>(n) * d.multiplier >> d.shift);
-}
-
-// The quotient; n becomes the remainder.
-__device__ unsigned divide_off(unsigned& n, const Divisor& d) {
-  const unsigned quotient = divide(n, d), remainder = n - quotient * d.divisor;
-  n = remainder;
-  return quotient;
-}
-
-// The thread's number in the block, which is planes of warps.
-__device__ int thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
-__device__ int threads_of_block() { return blockDim.y * blockDim.x; }
 
 // Where a block's tile lies. Of a dilated map, in pixels of its phase.
 struct Tile {
@@ -76,27 +60,6 @@ __device__ Tile tile_of_block(const DepthwiseConv& p, int rows, int columns) {
   t.rows = min(out_h - t.row, rows);
   t.columns = min(out_w - t.column, columns);
   return t;
-}
-
-// Rows of a plane's constants in shared memory: taps, then bias, and one for neighbouring planes to
-// lie in different banks.
-template <int K>
-constexpr int kConstants = K * K + 2;
-
-// [plane][kConstants][16].
-template <int K>
-__device__ void stage_constants(const DepthwiseConv& p, const Tile& t, float* to) {
-  constexpr unsigned kRows = K * K + 1, kQuads = kPlane / kQuad;
-  const unsigned quads = kQuads * p.planes.divisor;
-  for (unsigned i = thread_of_block(); i < kRows * quads; i += threads_of_block()) {
-    const unsigned quad = i % kQuads;
-    unsigned plane = i / kQuads;
-    const unsigned row = divide_off(plane, p.planes);
-    const int channel = t.channel + plane * kPlane + quad * kQuad;
-    const bool inside = channel < p.padded_channels;
-    copy_async(to + (plane * kConstants<K> + row) * kPlane + quad * kQuad,
-               p.constants + int64_t{row} * p.padded_channels + channel, inside ? 16 : 0);
-  }
 }
 
 // The inputs of the tile, from (origin_row, origin_column) on: [plane][row][column][16].
@@ -181,32 +144,6 @@ __device__ void stage_unaligned(const DepthwiseConv& p, const Tile& t, int origi
       using Elements = Piece<T, kElements>;
       *reinterpret_cast<Elements*>(at) = *reinterpret_cast<const Elements*>(run + e);
     });
-  }
-}
-
-// acc += the taps over the inputs at `in`, the upper left of what the thread's outputs see.
-template <class T, int K, int S, int R, int C>
-__device__ void accumulate_row(const char* in, const float* taps, int row, float (&acc)[R][C][4]) {
-  constexpr int kColumns = (C - 1) * S + K;
-  float x[kColumns][kQuad];
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    load_quad(reinterpret_cast<const T*>(in + c * kPlane * sizeof(T)), x[c]);
-  }
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (row < r * S || row >= r * S + K) continue;
-    const float* tap = taps + (row - r * S) * K * kPlane;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      float w[kQuad];
-      load_quad(tap + k * kPlane, w);
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) acc[r][c][j] += x[c * S + k][j] * w[j];
-      }
-    }
   }
 }
 
@@ -348,7 +285,7 @@ __device__ void depthwise_tile(const DepthwiseConv& p) {
   const Tile t = tile_of_block(p, p.tile_rows * R, p.tile_columns * C);
   float* constants = reinterpret_cast<float*>(shared);
   char* inputs = shared + kConstants<K> * kPlane * 4 * p.planes.divisor;
-  stage_constants<K>(p, t, constants);
+  stage_constants<K>(p.constants, p.padded_channels, t.channel, p.planes, constants);
   const int origin_row = t.phase_row - p.top + t.row * S * p.dilation_h;
   const int origin_column = t.phase_column - p.left + t.column * S * p.dilation_w;
   if (p.x_alignment == kWhole) {

@@ -3,12 +3,9 @@
 
 #include <cstdint>
 
-namespace effnet_fast::cuda {
+#include "divisor.cuh"
 
-// Division by a number that is known at the launch: n m >> shift, for 0 <= n < 2^31.
-struct Divisor {
-  uint32_t divisor, multiplier, shift;
-};
+namespace effnet_fast::cuda {
 
 // How a thread goes over the inputs that its block stages: `step` inputs on, and where that is
 // beyond a row, to the next one.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.counts import SECTOR
 from effnet_fast.gpu.device import Device, Launch
@@ -45,18 +46,6 @@ ELEMENTS, QUADS, WHOLE = range(3)
 FAST = (Act.NONE, Act.SWISH, Act.RELU, Act.RELU6)
 # As in csrc/cuda/depthwise_conv.cu, for any other window.
 ANY_PIXELS, ANY_CHANNELS, ANY_THREADS = 32, 32, 128
-
-
-class Divisor(ctypes.Structure):
-    """Of csrc/cuda/depthwise_conv.h: n / d = n m >> shift for 0 <= n < 2^31."""
-
-    _fields_ = [(name, ctypes.c_uint32) for name in ("divisor", "multiplier", "shift")]
-
-    @classmethod
-    def of(cls, d: int) -> Divisor:
-        """For d >= 1."""
-        shift = 31 + (d - 1).bit_length()
-        return cls(d, -(-(1 << shift) // d), shift)
 
 
 class Staging(ctypes.Structure):
@@ -174,7 +163,7 @@ def launch(
     cut = _tiling(device, x, window) if cut is None else cut
     n, c, h, w = x.shape
     out_h, out_w = y.shape[2:]
-    (x_image, x_pixel, x_row), (y_image, y_pixel, y_row) = map(_strides, (x, y))
+    (x_image, x_row, x_pixel), (y_image, y_row, y_pixel) = x.map_strides, y.map_strides
     top, left, _, _ = window.padding
     arguments = Arguments(
         x=x.address,
@@ -210,9 +199,9 @@ def launch(
         arguments.tile_rows_or_columns = Divisor.of(inner)
         arguments.rows_first = cut.rows_first
         arguments.staging = _staging(cut, k, s, window.dilation, x)
-        arguments.x_alignment = WHOLE if _is_aligned(x, 16) else _elements_or_quads(x)
+        arguments.x_alignment = WHOLE if x.has_aligned_pixels(16) else _elements_or_quads(x)
         arguments.y_alignment = _elements_or_quads(y)
-        if arguments.y_alignment == QUADS and _is_aligned(y, SECTOR):
+        if arguments.y_alignment == QUADS and y.has_aligned_pixels(SECTOR):
             arguments.y_alignment = WHOLE
         if arguments.y_alignment != WHOLE or act not in FAST:
             outputs = 4 * cut.rows * cut.columns * cut.tile_rows * cut.tile_columns * PLANE
@@ -249,23 +238,15 @@ def _tiles(cut: Tiling | None, out: tuple[int, int]) -> int:
     return -(-out[0] * out[1] // ANY_PIXELS) if cut is None else cut.tiles
 
 
-def _strides(x: DeviceTensor) -> tuple[int, int, int]:
-    """Of images, pixels and rows; 0 where there is only one."""
-    image, _, row, pixel = (
-        stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True)
-    )
-    return image, pixel, row
-
-
 def _elements_or_quads(x: DeviceTensor) -> int:
-    is_aligned = x.shape[1] % 4 == 0 and _is_aligned(x, 4 * x.dtype.itemsize)
+    is_aligned = x.shape[1] % 4 == 0 and x.has_aligned_pixels(4 * x.dtype.itemsize)
     return QUADS if is_aligned else ELEMENTS
 
 
 def _staging(cut: Tiling, k: int, s: int, dilation: tuple[int, int], x: DeviceTensor) -> Staging:
     rows = (cut.tile_rows * cut.rows - 1) * s + k
     columns = (cut.tile_columns * cut.columns - 1) * s + k
-    _, x_pixel, x_row = _strides(x)
+    _, x_row, x_pixel = x.map_strides
     size = x.dtype.itemsize
     units = cut.planes * PLANE * size // 16  # copies of a pixel
     step_rows, step_columns = divmod(cut.threads // units, columns)
@@ -287,19 +268,13 @@ def _staging(cut: Tiling, k: int, s: int, dilation: tuple[int, int], x: DeviceTe
     )
 
 
-def _is_aligned(x: DeviceTensor, bytes: int) -> bool:
-    """Whether every pixel is."""
-    size = x.dtype.itemsize
-    return all(n % bytes == 0 for n in (x.address, *(size * s for s in _strides(x))))
-
-
 # ---- the tile ------------------------------------------------------------------------------------
 
 
 def _tiling(device: Device, x: DeviceTensor, window: Window) -> Tiling | None:
     n, c, h, w = x.shape
     # Otherwise a chunk's pixels would begin and end within sectors of 32 bytes.
-    whole = c * x.dtype.itemsize % SECTOR != 0 or not _is_aligned(x, SECTOR)
+    whole = c * x.dtype.itemsize % SECTOR != 0 or not x.has_aligned_pixels(SECTOR)
     multiprocessors = device.attributes["multiprocessor_count"]
     return tiling(n, c, h, w, window, x.dtype.itemsize, multiprocessors, whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from effnet_fast.cuda import expand_depthwise, pointwise_conv
 from effnet_fast.cuda.depthwise_conv import VARIANTS
 from effnet_fast.cuda.kernels import suffix
 from effnet_fast.errors import ArgumentError, BackendError, CompileError, GpuError
@@ -152,45 +154,103 @@ def _pointwise_cut(layer: str, dtype: torch.dtype) -> Any:
     return side.tiling(BATCH, size * size, cin, cout, dtype, MULTIPROCESSORS)
 
 
+def _packed(
+    device: Device, side: Any, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[DeviceTensor, ...]:
+    """Constants of a dense convolution."""
+    constants = side.pack(torch.randn(shape).to(dtype), torch.randn(shape[0]))
+    return tuple(DeviceTensor.upload(device, t) for t in constants)
+
+
 def _pointwise_example(
-    layer: str, dtype: torch.dtype
+    language: str, layer: str, dtype: torch.dtype, cut: Any = None
 ) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
-        side, cut = host_side("triton", "pointwise_conv"), _pointwise_cut(layer, dtype)
+        side = host_side(language, "pointwise_conv")
+        tile = cut or _pointwise_cut(layer, dtype)
         cin, cout, size, fused = POINTWISE[layer]
         x = _operand(device, (1, cin, size, size), dtype)
-        weight, bias = _operand(device, (cout, cin), dtype), _operand(device, (cout,), dtype)
+        packed = _packed(device, side, (cout, cin), dtype)
         y = gate = residual = sums = None
         if "gate" in fused:
             gate = _operand(device, (1, cin), dtype)
         if "residual" in fused:
             residual = _operand(device, (1, cout, size, size), dtype)
         if "sums" in fused:
-            sums = _output(device, (1, side.tiles(device, x, cout, cut), cout), torch.float32)
+            sums = _output(device, (1, side.tiles(device, x, cout, tile), cout), torch.float32)
         else:
             y = _output(device, (1, cout, size, size), dtype)
         act = Act.SWISH if "act" in fused else Act.NONE
-        return side.launch(device, x, weight, bias, y, act, gate, residual, sums, cut)
+        return side.launch(device, x, packed, y, act, gate, residual, sums, tile)
 
     return example
 
 
-def _mean_example(dtype: torch.dtype, device: Device, _: CompiledKernel) -> Launch:
+# As B0 has them: cin, size of the input; the stem's 3 channels and 224 pixels.
+EXPAND = {(3, 1): (24, 56), (3, 2): (16, 112), (5, 1): (40, 28), (5, 2): (24, 56)}
+
+
+def _expand_example(
+    dtype: torch.dtype, k: int, stride: int
+) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        cin, size = EXPAND[k, stride]
+        window = Window((k, k), (stride, stride), (1, 1), (k // 2,) * 4)
+        x = _operand(device, (1, cin, size, size), dtype)
+        return _expand_launch(device, x, (6 * cin, cin, 1, 1), window)
+
+    return example
+
+
+def _stem_depthwise_example(dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+        x = DeviceTensor.upload(device, torch.randn(1, 3, 224, 224).to(dtype))
+        stem = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+        return _expand_launch(device, x, (32, 3, 3, 3), window, stem)
+
+    return example
+
+
+def _expand_launch(
+    device: Device,
+    x: DeviceTensor,
+    weight: tuple[int, ...],
+    window: Window,
+    stem: Window | None = None,
+) -> Launch:
+    side, size = expand_depthwise, x.dtype.itemsize
+    (k, _), (s, _), channels = window.kernel, window.stride, weight[0]
+    wide = x.shape[2:] if stem is None else stem.output_size(*x.shape[2:])
+    out = window.output_size(*wide)
+    depth = weight[1] * weight[2] * weight[3]
+    planes = side.PLANES if stem is None else side.STEM_PLANES
+    cut = side.tiling(BATCH, channels, out, k, s, depth, size, MULTIPROCESSORS, planes)
+    constants = side.pack(
+        torch.randn(weight).to(x.dtype), torch.randn(channels),
+        torch.randn(channels, 1, k, k) / k, torch.randn(channels),
+    )  # fmt: skip
+    packed = tuple(DeviceTensor.upload(device, t) for t in constants)
+    y = _output(device, (1, channels, *out), x.dtype)
+    tiles = side.tiles(device, x, channels, out, window, stem, cut)
+    sums = _output(device, (1, tiles, channels), torch.float32)
+    return side.launch(device, x, packed, y, window, Act.SWISH, Act.SWISH, sums, stem, cut)
+
+
+def _mean_example(language: str, dtype: torch.dtype, device: Device, _: CompiledKernel) -> Launch:
     sums = _operand(device, (1, 2, 1280), torch.float32)
     y = _output(device, (1, 1280), dtype)
-    return host_side("triton", "pointwise_conv").mean(device, sums, y, 49)
+    return host_side(language, "pointwise_conv").mean(device, sums, y, 49)
 
 
 def _stem_example(dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
         window = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
         x = DeviceTensor.upload(device, torch.randn(1, 3, 224, 224).to(dtype))
-        weight = DeviceTensor.upload(device, torch.randn(32, 3, 3, 3).to(dtype))
-        bias = _operand(device, (32,), dtype)
+        side = host_side("triton", "stem_conv")
+        packed = _packed(device, side, (32, 3, 3, 3), dtype)
         y = _output(device, (1, 32, 112, 112), dtype)
-        return host_side("triton", "stem_conv").launch(
-            device, x, weight, bias, y, window, Act.SWISH
-        )
+        return side.launch(device, x, packed, y, window, Act.SWISH)
 
     return example
 
@@ -221,6 +281,19 @@ def _cuda() -> Iterator[CatalogueEntry]:
             name = f"squeeze_excite_{images}_{suffix(dtype)}"
             example = _squeeze_example("cuda", dtype, images)
             yield _cuda_entry("squeeze_excite", name, example)
+        for k, s in EXPAND:
+            name = f"expand_depthwise_k{k}s{s}_{suffix(dtype)}"
+            yield _cuda_entry("expand_depthwise", name, _expand_example(dtype, k, s))
+        name = f"stem_depthwise_k3s1_{suffix(dtype)}"
+        yield _cuda_entry("expand_depthwise", name, _stem_depthwise_example(dtype))
+        for tile, gated in itertools.product(pointwise_conv.VARIANTS, (False, True)):
+            name = f"pointwise_conv{'_gated' * gated}_{tile.m}x{tile.n}_{suffix(dtype)}"
+            layer = "project" if gated else "expand"
+            example = _pointwise_example("cuda", layer, dtype, tile)
+            yield _cuda_entry("pointwise_conv", name, example)
+        name = f"pointwise_conv_mean_{suffix(dtype)}"
+        example = functools.partial(_mean_example, "cuda", dtype)
+        yield _cuda_entry("pointwise_conv", name, example)
         name = f"swish_{suffix(dtype)}"
         yield _cuda_entry("swish", name, _swish_example("cuda", dtype))
     yield _cuda_entry(
@@ -264,7 +337,7 @@ def _triton() -> Iterator[CatalogueEntry]:
         name = f"stem_conv_{suffix(dtype)}"
         yield _stem_entry(name, dtype)
         name = f"pointwise_conv_mean_{suffix(dtype)}"
-        example = functools.partial(_mean_example, dtype)
+        example = functools.partial(_mean_example, "triton", dtype)
         yield _triton_entry("pointwise_conv", name, (dtype,), example, "compiled_mean")
     example = functools.partial(_total_example, "triton")
     yield _triton_entry("depthwise_conv", "depthwise_conv_total", (), example, "compiled_total")
@@ -293,7 +366,7 @@ def _pointwise_entry(
         )
         return side.compiled(capability, dtype, _pointwise_cut(layer, dtype), fusion)
 
-    return CatalogueEntry(name, "triton", compile_, _pointwise_example(layer, dtype))
+    return CatalogueEntry(name, "triton", compile_, _pointwise_example("triton", layer, dtype))
 
 
 def _triton_entry(

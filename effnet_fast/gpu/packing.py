@@ -28,6 +28,32 @@ def pack_depthwise(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Ten
     return F.pad(torch.cat([taps, last]), (0, -c % 32)).contiguous()
 
 
+def pack_rows(
+    weight: torch.Tensor, bias: torch.Tensor | None, multiple: int = 1
+) -> tuple[torch.Tensor | None, ...]:
+    """A dense convolution's constants.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (O, C), (O, C, 1, 1) or (O, C, kh, kw)
+    bias : Tensor, optional
+        (O,)
+    multiple : int
+        Of which a row's length is to be.
+
+    Returns
+    -------
+    Tensor
+        (O, C kh kw rounded up), contiguous, of the weight's type, filled up with zeros.
+    Tensor or None
+        (O,), float32.
+    """
+    rows = weight.detach().flatten(1)
+    rows = F.pad(rows, (0, -rows.shape[1] % multiple)).contiguous()
+    return rows, None if bias is None else bias.detach().float().contiguous()
+
+
 def pack_squeeze_excite(
     w1: torch.Tensor, b1: torch.Tensor | None, w2: torch.Tensor, b2: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:

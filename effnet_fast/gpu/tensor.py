@@ -59,6 +59,19 @@ class DeviceTensor:
         """From its first element to its last."""
         return _span(self.shape, self.strides) * self.dtype.itemsize
 
+    @property
+    def map_strides(self) -> tuple[int, int, int]:
+        """Of a map (N, C, H, W): of images, rows and pixels, 0 where there is only one."""
+        image, _, row, pixel = (
+            stride if size > 1 else 0 for size, stride in zip(self.shape, self.strides, strict=True)
+        )
+        return image, row, pixel
+
+    def has_aligned_pixels(self, bytes: int) -> bool:
+        """Whether every pixel of a map begins at a multiple of so many bytes."""
+        strides = (self.dtype.itemsize * stride for stride in self.map_strides)
+        return all(n % bytes == 0 for n in (self.address, *strides))
+
     def region(self, name: str, mode: str) -> Region:
         """Declare it for a launch, as ``"r"``, ``"w"`` or ``"rw"``."""
         return Region(name, self.address, self.bytes, "r" in mode, "w" in mode)

@@ -53,10 +53,10 @@ def gpu(a: Args, language: str) -> torch.Tensor:
     if y.numel() == 0:
         return y
     kernels, step = host_side(language, "pointwise_conv"), GpuStep(a.x)
-    weight, bias = (None if t is None else step.tensor(t.contiguous()) for t in (a.weight, a.bias))
+    packed = step.packed(kernels.pack(a.weight, a.bias))
     # Rows are the pixels of one image.
     x, flat = (t.reshape(1, -1, 1, t.shape[-1]).permute(0, 3, 1, 2) for t in (a.x, y))
-    arguments = (step.device, step.map(x), weight, bias, step.output(flat), ACTS["none"])
+    arguments = (step.device, step.map(x), packed, step.output(flat), ACTS["none"])
     step.run(kernels.launch(*arguments))
     return y
 
@@ -69,7 +69,6 @@ CLASSIFIER = Operator(
     reference=reference,
     cpu=cpu,
     gpu=gpu,
-    languages=("triton",),
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from effnet_fast.network import Window
 from effnet_fast.ops import references
 from effnet_fast.ops.checks import (
+    ACTS,
     check_act,
     check_map,
     check_tensor,
@@ -21,6 +22,9 @@ from effnet_fast.ops.checks import (
     wide,
     window_of,
 )
+from effnet_fast.ops.depthwise_conv import DEPTHWISE_CONV, DEPTHWISE_CONV_SUMS
+from effnet_fast.ops.gpu_step import GpuStep, host_side
+from effnet_fast.ops.pointwise_conv import POINTWISE_CONV
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -90,7 +94,40 @@ def cpu(a: Args, sums: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch
     return outputs
 
 
-EXPAND_DEPTHWISE = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(
+    a: Args, language: str, sums: bool = False
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """One kernel where there is one for the call; the two operators' otherwise."""
+    outputs = fake(a, sums)
+    y, total = outputs if sums else (outputs, None)
+    n, mid = y.shape[:2]
+    if n == 0:
+        return outputs
+    step = GpuStep(a.x)
+    x, there = step.map(a.x), step.output(y)
+    acts = ACTS[a.expand_act], ACTS[a.act]
+    if language == "cuda":
+        kernels = host_side(language, "expand_depthwise")
+        if kernels.can(x, there, mid, a.window, *acts):
+            packed = step.packed(kernels.pack(a.expand_weight, a.expand_bias, a.weight, a.bias))
+            partial = None
+            if sums:
+                tiles = kernels.tiles(step.device, x, mid, tuple(y.shape[2:]), a.window)
+                partial = step.scratch((n, tiles, mid), a.x)
+            launches = [kernels.launch(step.device, x, packed, there, a.window, *acts, partial)]
+            if sums:
+                total_of = host_side(language, "depthwise_conv").total
+                launches.append(total_of(step.device, partial, step.output(total)))
+            step.run(*launches)
+            return outputs
+    wide = POINTWISE_CONV(a.x, a.expand_weight, a.expand_bias, a.expand_act, impl=language)
+    depthwise = DEPTHWISE_CONV_SUMS if sums else DEPTHWISE_CONV
+    return depthwise(wide, a.weight, a.bias, a.stride, a.padding, a.dilation, a.act, impl=language)
+
+
+EXPAND_DEPTHWISE = Operator(
+    SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu, gpu=gpu
+)
 EXPAND_DEPTHWISE_SUMS = Operator(
     SUMS_SCHEMA,
     Args,
@@ -98,6 +135,7 @@ EXPAND_DEPTHWISE_SUMS = Operator(
     fake=partial(fake, sums=True),
     reference=partial(reference, sums=True),
     cpu=partial(cpu, sums=True),
+    gpu=partial(gpu, sums=True),
 )
 
 

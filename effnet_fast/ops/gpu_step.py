@@ -7,7 +7,7 @@ import contextvars
 import functools
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -150,6 +150,10 @@ class GpuStep:
     def map(self, x: torch.Tensor) -> DeviceTensor:
         """An input (N, C, H, W) with adjacent channels."""
         return self.tensor(nhwc(x)[0])
+
+    def packed(self, constants: Iterable[torch.Tensor | None]) -> tuple[DeviceTensor | None, ...]:
+        """What a kernel's ``pack`` returned."""
+        return tuple(None if t is None else self.tensor(t) for t in constants)
 
     def output(self, y: torch.Tensor) -> DeviceTensor:
         """An output, to be written by launches."""

@@ -81,11 +81,8 @@ def gpu(a: Args, language: str, pool: bool = False) -> torch.Tensor:
         return outputs
     kernels, step = host_side(language, "pointwise_conv"), GpuStep(a.x)
     x, cout = step.map(a.x), a.weight.shape[0]
-    weight, bias, gate = (
-        None if t is None else step.tensor(t.contiguous())
-        for t in (a.weight.flatten(1), a.bias, a.gate)
-    )
-    operands, act = (step.device, x, weight, bias), ACTS[a.act]
+    gate = None if a.gate is None else step.tensor(a.gate.contiguous())
+    operands, act = (step.device, x, step.packed(kernels.pack(a.weight, a.bias))), ACTS[a.act]
     if not pool:
         residual = None if a.residual is None else step.map(a.residual)
         step.run(kernels.launch(*operands, step.output(outputs), act, gate, residual))
@@ -106,7 +103,6 @@ POINTWISE_CONV = Operator(
     reference=reference,
     cpu=cpu,
     gpu=gpu,
-    languages=("triton",),
 )
 POINTWISE_CONV_POOL = Operator(
     POOL_SCHEMA,
@@ -116,7 +112,6 @@ POINTWISE_CONV_POOL = Operator(
     reference=partial(reference, pool=True),
     cpu=partial(cpu, pool=True),
     gpu=partial(gpu, pool=True),
-    languages=("triton",),
 )
 
 

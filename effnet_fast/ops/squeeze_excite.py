@@ -79,9 +79,7 @@ def gpu(a: Args, language: str) -> torch.Tensor:
     if gate.shape[0] == 0:
         return gate
     kernels, step = host_side(language, "squeeze_excite"), GpuStep(a.w1)
-    packed = tuple(
-        None if t is None else step.tensor(t) for t in kernels.pack(a.w1, a.b1, a.w2, a.b2)
-    )
+    packed = step.packed(kernels.pack(a.w1, a.b1, a.w2, a.b2))
     sums = step.tensor(a.sums.contiguous()[:, None])
     gates = step.output(gate)
     acts = ACTS[a.act], ACTS[a.gate_act]

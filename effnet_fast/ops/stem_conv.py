@@ -74,9 +74,8 @@ def gpu(a: Args, language: str) -> torch.Tensor:
     if a.x.shape[0] == 0:
         return y
     kernels, step = host_side(language, "stem_conv"), GpuStep(a.x)
-    weight, bias = (None if t is None else step.tensor(t.contiguous()) for t in (a.weight, a.bias))
-    x = step.tensor(a.x)
-    step.run(kernels.launch(step.device, x, weight, bias, step.output(y), a.window, ACTS[a.act]))
+    x, packed = step.tensor(a.x), step.packed(kernels.pack(a.weight, a.bias))
+    step.run(kernels.launch(step.device, x, packed, step.output(y), a.window, ACTS[a.act]))
     return y
 
 

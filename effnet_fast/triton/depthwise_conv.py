@@ -228,7 +228,7 @@ def launch(
     """
     n, c, h, w = x.shape
     out_h, out_w = y.shape[2:]
-    strides = [_strides(t) for t in (x, y)]
+    strides = [t.map_strides for t in (x, y)]
     aligned = x.address % 16 == y.address % 16 == 0 and not any(
         size % _unit(x.dtype, True) for size in (c, *strides[0], *strides[1])
     )
@@ -273,11 +273,3 @@ def total(device: Device, partial: DeviceTensor, sums: DeviceTensor) -> Launch:
 
 def _unit(dtype: torch.dtype, aligned: bool) -> int:
     return 16 // dtype.itemsize if aligned else 1
-
-
-def _strides(x: DeviceTensor) -> tuple[int, int, int]:
-    """Of images, rows and pixels; 0 where there is only one."""
-    image, _, row, pixel = (
-        stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True)
-    )
-    return image, row, pixel

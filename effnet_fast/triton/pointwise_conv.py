@@ -11,6 +11,7 @@ import triton.language as tl
 
 from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.device import Device, Launch
+from effnet_fast.gpu.packing import pack_rows as pack
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.gpu.triton_compile import (
     TYPES,
@@ -21,7 +22,7 @@ from effnet_fast.gpu.triton_compile import (
 from effnet_fast.network import Act
 from effnet_fast.triton.activation import activate
 
-__all__ = ["compiled", "launch", "mean", "tiles"]
+__all__ = ["compiled", "launch", "mean", "pack", "tiles"]
 
 MEAN_BLOCK = 128
 
@@ -82,7 +83,7 @@ def pointwise_conv_kernel(
                 acc = tl.dot(rest, weight, acc)
         acc = tl.dot(x, weight, acc, input_precision="ieee")
     if has_bias:
-        acc += tl.load(bias_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + n_offs, mask=n_mask, other=0.0)[None, :]
     out = activate(acc, ACT)
     mask = m_mask[:, None] & n_mask[None, :]
     if has_sums:
@@ -167,7 +168,7 @@ def compiled(capability: int, dtype: torch.dtype, tiling: Tiling, fusion: Fusion
     pointers = {
         "x_ptr": (pointer, True),
         "weight_ptr": (pointer, True),
-        "bias_ptr": (pointer, fusion.has_bias),
+        "bias_ptr": ("*fp32", fusion.has_bias),
         "gate_ptr": (pointer, fusion.has_gate),
         "residual_ptr": (pointer, fusion.has_residual),
         "y_ptr": (pointer, not fusion.has_sums),
@@ -254,8 +255,7 @@ def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None)
 def launch(
     device: Device,
     x: DeviceTensor,
-    weight: DeviceTensor,
-    bias: DeviceTensor | None,
+    packed: tuple[DeviceTensor | None, ...],
     y: DeviceTensor | None,
     act: Act,
     gate: DeviceTensor | None = None,
@@ -270,10 +270,8 @@ def launch(
     device : Device
     x : DeviceTensor
         (N, C, H, W) with adjacent channels; N at least 1.
-    weight : DeviceTensor
-        (O, C), contiguous.
-    bias : DeviceTensor, optional
-        (O,)
+    packed : tuple of DeviceTensor or None
+        What :func:`pack` returned.
     y : DeviceTensor, optional
         (N, O, H, W) with adjacent channels; None with ``sums``.
     act : Act
@@ -287,9 +285,11 @@ def launch(
         Other than :func:`tiling`'s.
     """
     n, cin, h, w = x.shape
+    weight, bias = packed
     cout = weight.shape[0]
     unit = 16 // x.dtype.itemsize
-    maps = {"x": _strides(x), "r": _strides(residual), "y": _strides(y)}
+    maps = {"x": x, "r": residual, "y": y}
+    maps = {name: (0, 0, 0) if t is None else t.map_strides for name, t in maps.items()}
     aligned_in = x.address % 16 == weight.address % 16 == 0 and not any(
         size % unit for size in (cin, *maps["x"])
     )
@@ -347,13 +347,3 @@ def mean(device: Device, sums: DeviceTensor, y: DeviceTensor, pixels: int) -> La
 def _tiling(device: Device, x: DeviceTensor, cout: int) -> Tiling:
     n, cin, h, w = x.shape
     return tiling(n, h * w, cin, cout, x.dtype, device.attributes["multiprocessor_count"])
-
-
-def _strides(x: DeviceTensor | None) -> tuple[int, int, int]:
-    """Of images, rows and pixels; 0 where there is only one, or no map."""
-    if x is None:
-        return 0, 0, 0
-    image, _, row, pixel = (
-        stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True)
-    )
-    return image, row, pixel

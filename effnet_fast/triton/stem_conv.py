@@ -10,12 +10,13 @@ import triton.language as tl
 
 from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.device import Device, Launch
+from effnet_fast.gpu.packing import pack_rows as pack
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.gpu.triton_compile import TYPES, compile_without_spills, launch_arguments
 from effnet_fast.network import Act, Window
 from effnet_fast.triton.activation import activate
 
-__all__ = ["compiled", "launch"]
+__all__ = ["compiled", "launch", "pack"]
 
 BLOCK_K = 32  # a 3 x 3 window of 3 channels has 27 taps
 
@@ -65,7 +66,7 @@ def stem_conv_kernel(
         weight = tl.load(weight_ptrs, mask=n_mask[None, :] & k_mask[:, None], other=0.0)
         acc = tl.dot(value, weight, acc, input_precision="ieee")
     if has_bias:
-        acc += tl.load(bias_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + n_offs, mask=n_mask, other=0.0)[None, :]
     out = activate(acc, ACT)
     offs = row.to(tl.int64) * (y_row_stride * ALIGN) + column * (y_pixel_stride * ALIGN)
     y_ptrs = y_ptr + image * y_image_stride * ALIGN + offs[:, None] + n_offs[None, :]
@@ -108,10 +109,12 @@ def compiled(
         Pixels and output channels of a program.
     """
     pointer = "*" + TYPES[dtype]
-    names = ["x_ptr", "weight_ptr", *(["bias_ptr"] if has_bias else []), "y_ptr"]
+    given = {"x_ptr": pointer, "weight_ptr": pointer, "bias_ptr": "*fp32", "y_ptr": pointer}
+    if not has_bias:
+        del given["bias_ptr"]
     return compile_without_spills(
         stem_conv_kernel,
-        dict.fromkeys(names, pointer)
+        given
         | dict.fromkeys(SIZES, "i32")
         | dict.fromkeys(STRIDES, "i64"),
         ({} if has_bias else {"bias_ptr": None})
@@ -134,8 +137,7 @@ def block(cout: int) -> tuple[int, int]:
 def launch(
     device: Device,
     x: DeviceTensor,
-    weight: DeviceTensor,
-    bias: DeviceTensor | None,
+    packed: tuple[DeviceTensor | None, ...],
     y: DeviceTensor,
     window: Window,
     act: Act,
@@ -147,10 +149,8 @@ def launch(
     device : Device
     x : DeviceTensor
         (N, C, H, W), of any strides; N at least 1.
-    weight : DeviceTensor
-        (O, C, kh, kw), contiguous.
-    bias : DeviceTensor, optional
-        (O,)
+    packed : tuple of DeviceTensor or None
+        What :func:`pack` returned.
     y : DeviceTensor
         (N, O, H', W') with adjacent channels.
     window : Window
@@ -158,12 +158,10 @@ def launch(
     act : Act
     """
     n, _, h, w = x.shape
-    cout, *taps = weight.shape
+    weight, bias = packed
+    cout, taps = weight.shape
     out_h, out_w = y.shape[2:]
-    image, _, row, pixel = (
-        stride if size > 1 else 0 for size, stride in zip(y.shape, y.strides, strict=True)
-    )
-    outputs = (image, row, pixel)
+    outputs = y.map_strides
     aligned = y.address % 16 == 0 and not any(
         size % _unit(x.dtype, True) for size in (cout, *outputs)
     )
@@ -177,9 +175,7 @@ def launch(
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
     values = {f"{name}_ptr": tensor for name, tensor in given.items()}
     pixels = out_h * out_w
-    sizes = (
-        taps[0] * taps[1] * taps[2], cout // unit, h, w, out_w, pixels, *window.padding[:2],
-    )  # fmt: skip
+    sizes = (taps, cout // unit, h, w, out_w, pixels, *window.padding[:2])
     values |= dict(zip(SIZES, sizes, strict=True))
     strides = (*x.strides, *(stride // unit for stride in outputs))
     values |= dict(zip(STRIDES, strides, strict=True))

@@ -1,0 +1,45 @@
+// What the kernels of expand_depthwise.cu are launched with; effnet_fast/cuda/expand_depthwise.py
+// packs the same.
+#pragma once
+
+#include <cstdint>
+
+#include "divisor.cuh"
+
+namespace effnet_fast::cuda {
+
+// All strides are in elements. "Wide" is the map between: of the expansion, or of the stem.
+struct ExpandDepthwise {
+  const void* x;             // [image][pixel][depth]; of a stem [image][channel][pixel]
+  const void* weight;        // [channels][weight_depth], zeros from depth on
+  const float* expand_bias;  // [channels], or null
+  const float* constants;    // [k k + 1][padded_channels]: the taps, then the bias
+  void* y;                   // [image][pixel][channels]
+  float* sums;               // [image][tile][channels], or null
+  int64_t x_image, x_channel, x_row, x_pixel;
+  int64_t y_image, y_row, y_pixel;
+  int32_t depth, weight_depth;  // products of a wide element
+  int32_t channels, padded_channels;
+  int32_t h, w, out_h, out_w;  // of the wide map, of y
+  int32_t top, left;           // padding of the wide map
+  int32_t expand_act, act;
+  // Blocks: [image][tile][chunk of channels].
+  Divisor chunks, tiles, column_tiles;
+  int32_t tile_rows, tile_columns;  // outputs of a tile
+  // A step makes so many rows of the wide map.
+  int32_t step_rows;
+  Divisor span;    // columns of them
+  Divisor units;   // copies of 16 bytes that a row of x or weight is
+  Divisor planes;  // of 16 channels, of a block
+  Divisor ring_rows;
+  Divisor groups;                   // of outputs of a thread, across a tile
+  int32_t input_rows;               // room for pixels of a step, a multiple of 16
+  int32_t ring_pitch, plane_bytes;  // of rows, and of planes of a row
+  int32_t ring_padding;             // whether rows are longer than the span
+  // Shared memory, in bytes: the constants come first.
+  int32_t bias_offset, weight_offset, input_offset, ring_offset;
+  // Of a stem.
+  int32_t image_h, image_w, stem_stride_h, stem_stride_w, stem_top, stem_left;
+};
+
+}  // namespace effnet_fast::cuda

@@ -1,0 +1,277 @@
+// Products of matrices in shared memory, by warps: on the matrix units in half precision, with
+// multiply-adds in float.
+//
+// A tile in shared memory is rows of kRowBytes, 8 units of 16 bytes; unit u of row r lies at
+// u ^ (r % 8), so that neither copies along a row nor reads down a column of units meet in a bank.
+#pragma once
+
+#include "async_copy.cuh"
+#include "element.cuh"
+
+namespace effnet_fast::cuda {
+
+constexpr int kRowBytes = 128;
+constexpr int kRowUnits = kRowBytes / 16;
+constexpr int kStep = 16;  // columns that a warp multiplies at a time
+
+template <class T>
+constexpr int kUnit = 16 / sizeof(T);  // elements
+template <class T>
+constexpr int kDepth = kRowBytes / sizeof(T);  // columns of a tile
+
+// Bytes from the begin of a tile; or of any of its rows whose number is a multiple of 8.
+__device__ inline int unit_offset(int row, int unit) {
+  return row * kRowBytes + (unit ^ row % kRowUnits) * 16;
+}
+
+// Four matrices of 8 x 8 halves, their rows at the addresses of 8 lanes each.
+__device__ inline void load_matrices(uint32_t (&m)[4], const char* row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(from)
+               : "memory");
+}
+
+// c += a b^T, of 16 x 16 and 8 x 16.
+template <class T>
+__device__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+__device__ inline void multiply_matrices<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                 uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ inline void multiply_matrices<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4],
+                                                        uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two halves of one register.
+template <class T>
+struct Pair;
+template <>
+struct Pair<__half> {
+  using Type = __half2;
+};
+template <>
+struct Pair<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+};
+
+// x becomes x g, rounded, and rest what that leaves out: together they are exact.
+template <class T>
+__device__ void gate_pair(uint32_t& x, uint32_t& rest, uint32_t g) {
+  using Two = typename Pair<T>::Type;
+  const Two value = reinterpret_cast<const Two&>(x), gate = reinterpret_cast<const Two&>(g);
+  const Two product = __hmul2(value, gate);
+  const Two left_out = __hfma2(value, gate, __hneg2(product));
+  x = reinterpret_cast<const uint32_t&>(product);
+  rest = reinterpret_cast<const uint32_t&>(left_out);
+}
+
+// A warp's sums: kM rows of a, kN of b.
+template <class T, int kM, int kN>
+class WarpTile {
+  static_assert(kM % 16 == 0 && kN % 16 == 0);
+
+ public:
+  static constexpr int kRun = 2;  // adjacent sums of a thread
+
+  // Adds the products of columns [kStep step, kStep step + kStep) of the tiles that begin at a and
+  // b; with kIsGated of a times `gate`, one number for each of the columns, in shared memory.
+  template <bool kIsGated>
+  __device__ void multiply(const char* a, const char* b, int step, const T* gate) {
+    const int lane = threadIdx.x % 32;
+    uint32_t fa[kM / 16][4], rest[kM / 16][4];
+#pragma unroll
+    for (int m = 0; m < kM / 16; ++m) {
+      load_matrices(fa[m], a + unit_offset(16 * m + lane % 16, 2 * step + lane / 16));
+    }
+    if (kIsGated) {
+      uint32_t g[2];  // columns of the registers 0 and 1, and of 2 and 3
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        g[i] = *reinterpret_cast<const uint32_t*>(gate + 8 * i + lane % 4 * 2);
+      }
+#pragma unroll
+      for (int m = 0; m < kM / 16; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) gate_pair<T>(fa[m][i], rest[m][i], g[i / 2]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n) {
+      uint32_t fb[4];
+      load_matrices(fb,
+                    b + unit_offset(16 * n + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+#pragma unroll
+      for (int m = 0; m < kM / 16; ++m) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float (&sum)[4] = sum_[m][2 * n + i];
+          if (kIsGated) multiply_matrices<T>(sum, rest[m], fb[2 * i], fb[2 * i + 1]);
+          multiply_matrices<T>(sum, fa[m], fb[2 * i], fb[2 * i + 1]);
+        }
+      }
+    }
+  }
+
+  // f(row, column, sums) for each run of kRun columns.
+  template <class F>
+  __device__ void for_each(F f) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < kM / 16; ++m) {
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          f(16 * m + 8 * i + lane / 4, 8 * n + lane % 4 * 2, &sum_[m][n][2 * i]);
+        }
+      }
+    }
+  }
+
+ private:
+  float sum_[kM / 16][kN / 8][4] = {};
+};
+
+template <int kM, int kN>
+class WarpTile<float, kM, kN> {
+  static_assert(kM % 4 == 0 && kN % 8 == 0);
+
+ public:
+  static constexpr int kRun = 1;
+
+  template <bool kIsGated>
+  __device__ void multiply(const char* a, const char* b, int step, const float* gate) {
+    const int down = threadIdx.x % 32 / 8, across = threadIdx.x % 8;
+#pragma unroll
+    for (int u = 0; u < kStep / 4; ++u) {
+      const int unit = kStep / 4 * step + u;
+      float g[4];
+      if (kIsGated) load_quad(gate + 4 * u, g);
+      float w[kN / 8][4];
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        load_quad(reinterpret_cast<const float*>(b + unit_offset(8 * n + across, unit)), w[n]);
+      }
+#pragma unroll
+      for (int m = 0; m < kM / 4; ++m) {
+        float x[4];
+        load_quad(reinterpret_cast<const float*>(a + unit_offset(4 * m + down, unit)), x);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (kIsGated) x[j] *= g[j];
+#pragma unroll
+          for (int n = 0; n < kN / 8; ++n) sum_[m][n] += x[j] * w[n][j];
+        }
+      }
+    }
+  }
+
+  template <class F>
+  __device__ void for_each(F f) {
+    const int down = threadIdx.x % 32 / 8, across = threadIdx.x % 8;
+#pragma unroll
+    for (int m = 0; m < kM / 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) f(4 * m + down, 8 * n + across, &sum_[m][n]);
+    }
+  }
+
+ private:
+  float sum_[kM / 4][kN / 8] = {};
+};
+
+// A block's sums: kM rows of inputs times kN rows of weights, all of them over any number of
+// columns.
+//
+//   warp:  kM / kWarpsM rows, kN / kWarpsN columns, and of the steps every kWarpsK-th
+//   block: kStages tiles of both matrices in shared memory, copied while others are multiplied
+template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK>
+class BlockProduct {
+ public:
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
+  static constexpr int kStages = 3;
+  static constexpr int kTileBytes = (kM + kN) * kRowBytes;
+  static constexpr int kPitch = kN + 8;  // of sums in shared memory: no bank conflicts
+  static constexpr int kRowsAtOnce = kThreads / kRowUnits;  // a thread copies one unit of each row
+
+  // The products of `depth` columns. stage(tile, to) copies the inputs of columns from kDepth tile
+  // on, of weights [kN][weight_depth] the first `rows` rows are there.
+  template <bool kIsGated, class StageInputs>
+  __device__ void multiply(int depth, const T* weights, int weight_depth, int rows, const T* gate,
+                           char* shared, StageInputs stage) {
+    const int tiles = (depth + kDepth<T> - 1) / kDepth<T>;
+    const int warp = threadIdx.x / 32;
+    const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
+    const int warp_k = warp / (kWarpsM * kWarpsN);
+    const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+    const T* weight = weights + int64_t{row} * weight_depth + unit * kUnit<T>;
+    const auto stage_tile = [&](int tile) {
+      if (tile < tiles) {
+        char* const to = shared + tile % kStages * kTileBytes;
+        stage(tile, to);
+        const int column = tile * kDepth<T>;
+        const bool inside = column + unit * kUnit<T> < weight_depth;
+#pragma unroll
+        for (int r = 0; r < kN; r += kRowsAtOnce) {
+          if (kN % kRowsAtOnce != 0 && r + row >= kN) break;
+          copy_async(to + kM * kRowBytes + unit_offset(r + row, unit),
+                     weight + int64_t{r} * weight_depth + column,
+                     inside && r + row < rows ? 16 : 0);
+        }
+      }
+      end_copy_group();
+    };
+    for (int tile = 0; tile < kStages - 1; ++tile) stage_tile(tile);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      wait_for_copy_groups<kStages - 2>();
+      __syncthreads();
+      stage_tile(tile + kStages - 1);
+      const char* const a = shared + tile % kStages * kTileBytes;
+      const int steps = min((depth - tile * kDepth<T> + kStep - 1) / kStep, kDepth<T> / kStep);
+#pragma unroll 1
+      for (int step = warp_k; step < steps; step += kWarpsK) {
+        tile_.template multiply<kIsGated>(a + warp_m * (kM / kWarpsM) * kRowBytes,
+                                          a + (kM + warp_n * (kN / kWarpsN)) * kRowBytes, step,
+                                          gate + tile * kDepth<T> + step * kStep);
+      }
+    }
+    __syncthreads();
+  }
+
+  // The sums to shared memory: [kM][kPitch].
+  __device__ void store(float* to) {
+    const int warp = threadIdx.x / 32;
+    const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
+    const int warp_k = warp / (kWarpsM * kWarpsN);
+    to += warp_m * (kM / kWarpsM) * kPitch + warp_n * (kN / kWarpsN);
+#pragma unroll 1
+    for (int k = 0; k < kWarpsK; ++k) {
+      if (k == warp_k) {
+        tile_.for_each([&](int row, int column, const float* sum) {
+          float* const at = to + row * kPitch + column;
+#pragma unroll
+          for (int i = 0; i < Warp::kRun; ++i) at[i] = k == 0 ? sum[i] : at[i] + sum[i];
+        });
+      }
+      __syncthreads();
+    }
+  }
+
+ private:
+  using Warp = WarpTile<T, kM / kWarpsM, kN / kWarpsN>;
+  Warp tile_;
+};
+
+}  // namespace effnet_fast::cuda

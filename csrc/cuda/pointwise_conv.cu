@@ -1,0 +1,197 @@
+// pointwise_conv: y = act(W (x * gate) + bias) + residual; or each channel's sum of act(...).
+//
+// A block multiplies kM pixels of an image with kN rows of W (gemm.cuh says how), and finishes its
+// sums from shared memory, where 4 channels of a pixel are one thread's: activations that take many
+// instructions are in the code once, and stores are whole sectors.
+//
+// Any sizes, any strides, any alignment. Sums are deterministic: every tile stores its own.
+#include "activation.cuh"
+#include "gemm.cuh"
+#include "pointwise_conv.h"
+
+namespace effnet_fast::cuda {
+namespace {
+
+constexpr int kQuad = 4;  // channels of a thread
+
+// 16 bytes of a row of `count` elements from some element on, zeros beyond its end.
+template <class T>
+__device__ uint4 load_unit(const T* row, int count) {
+  Vector<T> v;
+#pragma unroll
+  for (int i = 0; i < Vector<T>::kSize; ++i) v.at[i] = i < count ? row[i] : round_to<T>(0.0f);
+  return v.bits;
+}
+
+__device__ int64_t offset_of(unsigned pixel, const Divisor& columns, int64_t row, int64_t column) {
+  const unsigned down = divide_off(pixel, columns);
+  return down * row + pixel * column;
+}
+
+template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, bool kIsGated>
+__device__ void pointwise_conv(const PointwiseConv& p) {
+  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, kWarpsK>;
+  constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
+  extern __shared__ __align__(128) char shared[];
+  // Channels are innermost: blocks that run together share x.
+  unsigned channel_tile = blockIdx.x;
+  unsigned tile = divide_off(channel_tile, p.channel_tiles);
+  const unsigned all_tiles = tile;
+  const int64_t image = divide_off(tile, p.tiles);
+  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
+  const int pixels = min(kM, p.pixels - first_pixel), channels = min(kN, p.cout - first_channel);
+
+  T* gate = reinterpret_cast<T*>(shared + p.gate_offset);
+  if (kIsGated) {
+    const T* from = static_cast<const T*>(p.gate) + image * p.cin;
+    const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
+    for (int i = threadIdx.x; i < padded; i += kThreads) {
+      gate[i] = i < p.cin ? from[i] : round_to<T>(0.0f);
+    }
+  }
+
+  // A thread copies the same columns of several pixels.
+  const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+  const T* x = static_cast<const T*>(p.x) + image * p.x_image + unit * kUnit<T>;
+  constexpr int kCopies = (kM + kRows - 1) / kRows;
+  const T* from[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int pixel = min(row + i * kRows, pixels - 1);
+    from[i] = x + offset_of(first_pixel + pixel, p.columns, p.x_row, p.x_pixel);
+  }
+  Product product;
+  product.template multiply<kIsGated>(
+      p.cin, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.weight_depth,
+      p.weight_depth, channels, gate, shared, [&](int tile, char* to) {
+        const int column = tile * kDepth<T>;
+        const int left = max(min(p.cin - column - unit * kUnit<T>, kUnit<T>), 0);
+        if (p.x_is_aligned) {
+#pragma unroll
+          for (int i = 0; i < kCopies; ++i) {
+            const int r = row + i * kRows;
+            if (kM % kRows != 0 && r >= kM) break;
+            copy_async(to + unit_offset(r, unit), from[i] + column,
+                       r < pixels ? left * static_cast<int>(sizeof(T)) : 0);
+          }
+        } else {
+#pragma unroll 1
+          for (int r = row; r < kM; r += kRows) {
+            const T* at = x + column;
+            if (r < pixels) at += offset_of(first_pixel + r, p.columns, p.x_row, p.x_pixel);
+            *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) =
+                load_unit(at, r < pixels ? left : 0);
+          }
+        }
+      });
+  float* outputs = reinterpret_cast<float*>(shared);
+  product.store(outputs);
+
+  constexpr int kQuads = kN / kQuad, kPitch = Product::kPitch;
+  const int quad = threadIdx.x % kQuads * kQuad, channel = first_channel + quad;
+  const Act act = static_cast<Act>(p.act);
+  float bias[kQuad], sum[kQuad] = {};
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    bias[j] = p.bias != nullptr && quad + j < channels ? p.bias[channel + j] : 0.0f;
+  }
+  const T* residual = static_cast<const T*>(p.residual) + image * p.r_image + channel;
+  T* y = static_cast<T*>(p.y) + image * p.y_image + channel;
+#pragma unroll 1
+  for (int r = threadIdx.x / kQuads; r < pixels; r += kThreads / kQuads) {
+    if (quad >= channels) break;
+    float out[kQuad];
+    load_quad(outputs + r * kPitch + quad, out);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
+    if (act == Act::kSwish) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) out[j] = swish(out[j]);
+    } else if (act != Act::kNone) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) out[j] = activate(act, out[j]);
+    }
+    if (p.sums != nullptr) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) sum[j] += out[j];
+      continue;
+    }
+    T* const to = y + offset_of(first_pixel + r, p.columns, p.y_row, p.y_pixel);
+    const T* const add = residual + offset_of(first_pixel + r, p.columns, p.r_row, p.r_pixel);
+    if (p.y_is_aligned) {
+      if (p.residual != nullptr) {
+        float other[kQuad];
+        load_quad(add, other);
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j) out[j] += other[j];
+      }
+      store_quad(to, out);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) {
+        if (quad + j >= channels) break;
+        if (p.residual != nullptr) out[j] += to_float(add[j]);
+        to[j] = round_to<T>(out[j]);
+      }
+    }
+  }
+  if (p.sums == nullptr) return;
+  __syncthreads();
+  store_quad(outputs + threadIdx.x / kQuads * kPitch + quad, sum);
+  __syncthreads();
+  for (int c = threadIdx.x; c < channels; c += kThreads) {
+    float total = 0.0f;
+    for (int i = 0; i < kThreads / kQuads; ++i) total += outputs[i * kPitch + c];
+    p.sums[int64_t{all_tiles} * p.cout + first_channel + c] = total;
+  }
+}
+
+constexpr int kMeanThreads = 128;
+
+template <class T>
+__device__ void pointwise_conv_mean(const float* sums, T* y, int64_t n, int channels, int tiles,
+                                    float scale) {
+  const int64_t i = int64_t{blockIdx.x} * kMeanThreads + threadIdx.x;
+  if (i >= n) return;
+  const float* from = sums + i / channels * tiles * channels + i % channels;
+  float sum = 0.0f;
+  for (int t = 0; t < tiles; ++t) sum += from[int64_t{t} * channels];
+  y[i] = round_to<T>(sum * scale);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Pixels, channels; warps along pixels, channels and columns of W.
+#define EFFNET_FAST_TILE(M, N, WM, WN, WK, name, T)                                      \
+  __global__ void __launch_bounds__(32 * WM * WN * WK)                                   \
+      pointwise_conv_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) {       \
+    pointwise_conv<T, M, N, WM, WN, WK, false>(p);                                       \
+  }                                                                                      \
+  __global__ void __launch_bounds__(32 * WM * WN * WK)                                   \
+      pointwise_conv_gated_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) { \
+    pointwise_conv<T, M, N, WM, WN, WK, true>(p);                                        \
+  }
+
+#define EFFNET_FAST_ALL(name, T)                                                  \
+  __global__ void __launch_bounds__(kMeanThreads) pointwise_conv_mean_##name(     \
+      const float* sums, T* y, int64_t n, int channels, int tiles, float scale) { \
+    pointwise_conv_mean<T>(sums, y, n, channels, tiles, scale);                   \
+  }                                                                               \
+  EFFNET_FAST_TILE(128, 32, 4, 1, 1, name, T)                                     \
+  EFFNET_FAST_TILE(128, 64, 4, 2, 1, name, T)                                     \
+  EFFNET_FAST_TILE(64, 64, 2, 2, 1, name, T)                                      \
+  EFFNET_FAST_TILE(64, 128, 2, 4, 1, name, T)                                     \
+  EFFNET_FAST_TILE(32, 32, 1, 1, 4, name, T)
+
+EFFNET_FAST_ALL(float32, float)
+EFFNET_FAST_ALL(float16, __half)
+EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
+
+#undef EFFNET_FAST_ALL
+#undef EFFNET_FAST_TILE
+
+}  // extern "C"
+
+}  // namespace effnet_fast::cuda

@@ -1,0 +1,231 @@
+"""The host side of csrc/cuda/pointwise_conv.cu: which tile, how many blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from effnet_fast.cuda.divisor import Divisor
+from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.gpu.device import Device, Launch
+from effnet_fast.gpu.packing import pack_rows
+from effnet_fast.gpu.tensor import DeviceTensor
+from effnet_fast.network import Act
+
+__all__ = ["Tiling", "launch", "mean", "pack", "tiles", "tiling"]
+
+ROW_BYTES = 128  # of a tile in shared memory
+STAGES = 3
+MEAN_THREADS = 128
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """A pointwise convolution's constants.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (O, C), or with a trailing 1 x 1.
+    bias : Tensor, optional
+        (O,)
+
+    Returns
+    -------
+    Tensor
+        (O, C rounded up to 16 bytes), contiguous, zeros from C on.
+    Tensor or None
+        (O,), float32.
+    """
+    return pack_rows(weight, bias, 16 // weight.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Pixels and output channels of a block, and its warps along pixels, channels and columns."""
+
+    m: int
+    n: int
+    warps: tuple[int, int, int]
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps[0] * self.warps[1] * self.warps[2]
+
+    def sums_bytes(self) -> int:
+        """Of its sums in shared memory."""
+        return 4 * self.m * (self.n + 8)
+
+    def stages_bytes(self, depth: int, size: int) -> int:
+        """Of the tiles in shared memory, for rows of so many elements of so many bytes."""
+        return min(STAGES, -(-depth * size // ROW_BYTES)) * (self.m + self.n) * ROW_BYTES
+
+
+VARIANTS = (
+    Tiling(128, 32, (4, 1, 1)),
+    Tiling(128, 64, (4, 2, 1)),
+    Tiling(64, 64, (2, 2, 1)),
+    Tiling(64, 128, (2, 4, 1)),
+    Tiling(32, 32, (1, 1, 4)),
+)
+
+
+class Arguments(ctypes.Structure):
+    """PointwiseConv of csrc/cuda/pointwise_conv.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("x", "weight", "bias", "gate", "residual", "y", "sums")
+        ),
+        *(
+            (f"{of}_{stride}", ctypes.c_int64)
+            for of in "xry"
+            for stride in ("image", "row", "pixel")
+        ),
+        *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "cout", "pixels")),
+        *((name, Divisor) for name in ("columns", "channel_tiles", "tiles")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("act", "gate_offset", "x_is_aligned", "y_is_aligned")
+        ),
+    ]
+
+
+@functools.lru_cache(4096)
+def tiling(
+    n: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
+) -> Tiling:
+    """The tile that a model of the time prefers.
+
+    Parameters
+    ----------
+    n, pixels, cin, cout : int
+        Images, pixels of an image, channels of the input and of the output.
+    dtype : torch.dtype
+    multiprocessors : int
+    """
+    # A multiprocessor's products of a cycle, as mma.sync gets them on an H100; bytes from the L2.
+    products, bytes_read = (1024, 32) if dtype.itemsize == 2 else (128, 32)
+    steps = -(-cin // 16) * 16
+
+    def cycles(cut: Tiling) -> float:
+        blocks = n * -(-pixels // cut.m) * -(-cout // cut.n)
+        outputs = cut.m * cut.n
+        busy = outputs * steps / products + outputs * 0.2
+        busy = max(busy, (cut.m + cut.n) * cin * dtype.itemsize / bytes_read)
+        # What a block waits for one after the other, when there is nobody else.
+        own = steps / cut.warps[2] * cut.m * cut.n * cut.warps[2] / cut.threads / 4
+        alone = 2000 + max(own, 500 * -(-cin * dtype.itemsize // ROW_BYTES))
+        return max(-(-blocks // multiprocessors) * busy, alone)
+
+    return min(VARIANTS, key=lambda cut: (cycles(cut), cut.m * cut.n))
+
+
+def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None) -> int:
+    """How many partial sums a launch writes for each channel of an image."""
+    h, w = x.shape[2:]
+    return -(-h * w // (cut or _tiling(device, x, cout)).m)
+
+
+def launch(
+    device: Device,
+    x: DeviceTensor,
+    packed: tuple[DeviceTensor | None, ...],
+    y: DeviceTensor | None,
+    act: Act,
+    gate: DeviceTensor | None = None,
+    residual: DeviceTensor | None = None,
+    sums: DeviceTensor | None = None,
+    cut: Tiling | None = None,
+) -> Launch:
+    """Compute y = act(W (x * gate) + bias) + residual, or the sums of act(...) over each tile.
+
+    Parameters
+    ----------
+    device : Device
+    x : DeviceTensor
+        (N, C, H, W) with adjacent channels; N at least 1.
+    packed : tuple of DeviceTensor or None
+        What :func:`pack` returned.
+    y : DeviceTensor, optional
+        (N, O, H, W) with adjacent channels; None with ``sums``.
+    act : Act
+    gate : DeviceTensor, optional
+        (N, C), contiguous.
+    residual : DeviceTensor, optional
+        As y.
+    sums : DeviceTensor, optional
+        (N, tiles, O), float32: :func:`tiles` says how many.
+    cut : Tiling, optional
+        Other than :func:`tiling`'s.
+    """
+    n, cin, h, w = x.shape
+    weight, bias = packed
+    cout, depth = weight.shape
+    size = x.dtype.itemsize
+    cut = cut or _tiling(device, x, cout)
+    pixels, blocks = h * w, (-(-h * w // cut.m), -(-cout // cut.n))
+    maps = {"x": x, "r": residual, "y": y}
+    strides = {name: x.map_strides if x is not None else (0, 0, 0) for name, x in maps.items()}
+    # Rows that follow each other without a gap are one.
+    joined = all(row == w * pixel for _, row, pixel in strides.values()) or h == 1
+    outputs = [t for t in (y, residual) if t is not None]
+    gate_offset = max(cut.stages_bytes(cin, size), cut.sums_bytes())
+    arguments = Arguments(
+        cin=cin, weight_depth=depth, cout=cout, pixels=pixels,
+        columns=Divisor.of(pixels if joined else w),
+        channel_tiles=Divisor.of(blocks[1]), tiles=Divisor.of(blocks[0]),
+        act=act,
+        gate_offset=gate_offset,
+        x_is_aligned=x.has_aligned_pixels(16),
+        y_is_aligned=cout % 4 == 0 and all(t.has_aligned_pixels(4 * size) for t in outputs),
+    )  # fmt: skip
+    for name, (image, row, pixel) in strides.items():
+        for of, stride in (("image", image), ("row", row), ("pixel", pixel)):
+            setattr(arguments, f"{name}_{of}", stride)
+    named = {
+        "x": x, "weight": weight, "bias": bias, "gate": gate, "residual": residual, "y": y,
+        "sums": sums,
+    }  # fmt: skip
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    for name, tensor in given.items():
+        setattr(arguments, name, tensor.address)
+    gated = "_gated" if gate is not None else ""
+    padded = -(-cin * size // ROW_BYTES) * ROW_BYTES
+    return Launch(
+        kernel(
+            device, "pointwise_conv", f"pointwise_conv{gated}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
+        ),
+        grid=(n * blocks[0] * blocks[1],),
+        block=(cut.threads,),
+        shared=gate_offset + (padded if gate is not None else 0),
+        arguments=(arguments,),
+        regions=tuple(
+            tensor.region(name, "w" if name in ("y", "sums") else "r")
+            for name, tensor in given.items()
+        ),
+        alive=tuple(given.values()),
+    )
+
+
+def mean(device: Device, sums: DeviceTensor, y: DeviceTensor, pixels: int) -> Launch:
+    """Compute y (N, O) = the sum of sums (N, tiles, O) over the tiles, divided by ``pixels``."""
+    n, tiles, cout = sums.shape
+    return Launch(
+        kernel(device, "pointwise_conv", f"pointwise_conv_mean_{suffix(y.dtype)}"),
+        grid=(-(-n * cout // MEAN_THREADS),),
+        block=(MEAN_THREADS,),
+        arguments=(
+            sums, y, np.int64(n * cout), np.int32(cout), np.int32(tiles), np.float32(1 / pixels),
+        ),
+        regions=(sums.region("sums", "r"), y.region("y", "w")),
+    )  # fmt: skip
+
+
+def _tiling(device: Device, x: DeviceTensor, cout: int) -> Tiling:
+    n, cin, h, w = x.shape
+    return tiling(n, h * w, cin, cout, x.dtype, device.attributes["multiprocessor_count"])
