@@ -87,6 +87,10 @@ class GpuError(EffnetFastError, RuntimeError):
         self.result = result
 
 
+class OutOfMemoryError(EffnetFastError, RuntimeError):
+    """A GPU has not the memory that a batch needs; the message says how much that is."""
+
+
 class KernelFault(GpuError):
     """The PTX machine stopped a kernel; the device is of no more use until it is closed.
 

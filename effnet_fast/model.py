@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,10 +28,16 @@ from .errors import (
     StaleWeightsError,
 )
 from .graph import Graph, Ref
+from .ops.extension import extension
 from .ops.registry import LIBRARY
 from .plan import Plan, make_plan
 from .recognise import recognise
 from .report import Report
+
+if TYPE_CHECKING:  # the GPU engine needs the compiled part, which a model can be without
+    from .engine.gpu import GpuEngine, Home
+
+    Engine = CpuEngine | GpuEngine
 
 _log = logging.getLogger(__name__)
 
@@ -111,10 +117,18 @@ def _checksum(tensor: torch.Tensor) -> tuple[float, ...]:
 class Fused(nn.Module):
     """One captured module, run by fused operators: a whole model, or a part of one.
 
-    ``backend`` is "cpu" or "reference". Its tensors stay the source's; `refresh` reads them again.
+    ``backend`` is "cpu", "gpu", "ptx" or "reference", ``languages`` the kernels' of a GPU, all that
+    are there by default. Its tensors stay the source's; `refresh` reads them again.
     """
 
-    def __init__(self, source: nn.Module, graph: Graph, backend: str, dtype: torch.dtype):
+    def __init__(
+        self,
+        source: nn.Module,
+        graph: Graph,
+        backend: str,
+        dtype: torch.dtype,
+        languages: tuple[str, ...] = (),
+    ):
         super().__init__()
         # Not registered as a child: the source's parameters are the owner's to list, under their
         # own names.
@@ -122,6 +136,7 @@ class Fused(nn.Module):
         self.graph = graph
         self.backend = backend
         self.dtype = dtype
+        self.languages = languages
         self.eval()
         self._lock = threading.Lock()
         self._handle = next(_HANDLES)
@@ -134,10 +149,12 @@ class Fused(nn.Module):
             tensors = self.tensors()
             self.network = recognise(self.graph, tensors, self.dtype)
         self._watch = WatchedTensors(self.source, tuple(self.graph.tensors.values()))
-        self._plans: OrderedDict[tuple[int, int], tuple[Plan, CpuEngine | None]] = OrderedDict()
-        self.packed = PackedWeights()
+        self._plans: OrderedDict[tuple[int, int], tuple[Plan, Engine | None]] = OrderedDict()
         first = next((t for t in tensors.values()), None)
         self.device = torch.device("cpu") if first is None else first.device
+        self.packed = PackedWeights()
+        if self.backend in ("gpu", "ptx"):
+            self.home = gpu_home(self.backend, self.device, self.languages)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The source's tensors by name, those that the graph reads."""
@@ -167,6 +184,8 @@ class Fused(nn.Module):
         with torch.no_grad():
             if engine is None:
                 values = reference.run(plan, x, "reference")
+            elif self.backend != "cpu":
+                values = engine.run(x.detach())
             else:
                 values = engine.run(x.detach(), torch.get_num_threads())
         return self._outputs(values)
@@ -175,7 +194,8 @@ class Fused(nn.Module):
         if torch.compiler.is_exporting():
             # Operators with their weights: a graph that stands for itself and can be saved.
             plan, _ = self._planned(tuple(x.shape[-2:]))
-            return self._outputs(reference.run(plan, x, "auto"))
+            impl = "reference" if self.backend in ("reference", "ptx") else "auto"
+            return self._outputs(reference.run(plan, x, impl))
         tensors = iter(torch.ops.effnet_fast.run_network(x, self._handle))
         return [next(tensors) if isinstance(item, Ref) else item for item in self.graph.outputs]
 
@@ -216,17 +236,35 @@ class Fused(nn.Module):
         """The plan for images of ``size`` (H, W), made now if there is none yet."""
         return self._planned(size)[0]
 
-    def _planned(self, size: tuple[int, int]) -> tuple[Plan, CpuEngine | None]:
+    def engine(self, size: tuple[int, int]) -> Engine | None:
+        """What runs images of ``size`` (H, W); None is plain PyTorch."""
+        return self._planned(size)[1]
+
+    def _planned(self, size: tuple[int, int]) -> tuple[Plan, Engine | None]:
         with self._lock:
             entry = self._plans.get(size)
             if entry is None:
                 plan = make_plan(self.network, size)
-                entry = plan, CpuEngine(plan, self.packed) if self.backend == "cpu" else None
+                entry = plan, self._made(plan)
                 self._plans[size] = entry
                 if len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(size)
             return entry
+
+    def _made(self, plan: Plan) -> Engine | None:
+        if self.backend == "cpu":
+            return CpuEngine(plan, self.packed)
+        if self.backend == "reference":
+            return None
+        from .engine.gpu import GpuEngine
+
+        return GpuEngine(plan, self.home, self.dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the packed weights take."""
+        return (self.packed if self.backend in ("cpu", "reference") else self.home.weights).bytes
 
     def plans(self) -> list[Plan]:
         """The plans made so far, the least recently used first."""
@@ -237,19 +275,36 @@ class Fused(nn.Module):
         """The native steps with their seconds for one batch; CPU backend only."""
         self._check(x)
         _, engine = self._planned(tuple(x.shape[-2:]))
-        if engine is None:
-            raise ArgumentError("backend is 'reference'; accepted by profile: 'cpu'")
+        if self.backend != "cpu":
+            raise ArgumentError(f"backend is {self.backend!r}; accepted by profile: 'cpu'")
         return engine.profile(x, torch.get_num_threads())
 
     # ---- copies ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         self._watch.check()  # a copy would take the changed weights without a word
-        kept = ("source", "graph", "backend", "dtype")
+        kept = ("source", "graph", "backend", "dtype", "languages")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"], state["graph"], state["backend"], state["dtype"])
+        self.__init__(**state)
+
+
+def gpu_home(backend: str, device: torch.device, languages: tuple[str, ...] = ()) -> Home:
+    """The GPU that a device of torch's is, or the PTX machine.
+
+    Raises
+    ------
+    BackendError
+        There is no usable driver or device, or no kernels.
+    """
+    extension()  # or the reason why it is not there
+    from .engine.gpu import Home
+    from .gpu.device import Device
+
+    index = device.index or 0
+    there = Device("ptx") if backend == "ptx" else Device("cuda", index)
+    return Home.on(there, device, languages)
 
 
 _HANDLES = itertools.count()

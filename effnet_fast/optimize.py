@@ -27,7 +27,7 @@ from .errors import (
     WeightsError,
 )
 from .graph import Graph, run_graph
-from .model import Fused, OptimizedModel
+from .model import Fused, OptimizedModel, gpu_home
 from .ops.extension import extension
 from .partial import Parts, capture_parts
 from .report import Report, count_operators, fused_share
@@ -63,12 +63,14 @@ def optimize(
         An image batch of the kind that the model will see: verified in addition, and its size is
         used where the model works at one size only.
     dtype : torch.dtype, optional
-        To compute in; by default the model's. The CPU engine computes in float32.
+        To compute in; by default the model's. The CPU engine computes in
+        float32, the GPU engine in float32, float16 and bfloat16.
     device : optional
         By default the model's.
     backend : str
         "auto": the fastest that this machine and dtype have, any fallback reported; "cpu";
-        "reference": plain PyTorch. "gpu" and "ptx" are not built in this version.
+        "gpu": a model on a CUDA device; "ptx": the GPU engine on the PTX machine, which executes
+        the same kernels on the CPU, for testing; "reference": plain PyTorch.
     verify : bool
         Compare with the original on random images before returning.
     strict : bool
@@ -147,7 +149,7 @@ def optimize(
         locked=body.graph.locked if parts is None else None,
         parts=parts.captured if parts else (),
         parity=tuple(parity),
-        weight_bytes=sum(part.packed.bytes for part in fused),
+        weight_bytes=sum(part.weight_bytes for part in fused),
         seconds=seconds,
     )
     return optimized
@@ -192,11 +194,6 @@ def _choose(
     """The dtype and engine, with a note for each fallback."""
     if backend not in BACKENDS:
         raise ArgumentError(f"backend is {backend!r}; accepted: {', '.join(map(repr, BACKENDS))}")
-    if backend in ("gpu", "ptx"):
-        raise BackendError(
-            f"backend is {backend!r}, which this version does not have; accepted: 'cpu', "
-            f"'reference'"
-        )
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     if device.type != home.type:
@@ -208,9 +205,18 @@ def _choose(
         raise DtypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, _DTYPES))}")
     if backend == "reference":
         return dtype, "reference", ()
+    if backend in ("gpu", "ptx"):
+        _check_gpu(backend, device, dtype)
+        return dtype, backend, ()
+    if device.type == "cuda" and backend == "auto":
+        try:
+            _check_gpu("gpu", device, dtype)
+        except (BackendError, DtypeError) as error:
+            return dtype, "reference", (f"everything runs in plain PyTorch: {error}",)
+        return dtype, "gpu", ()
     reason = None
     if device.type != "cpu":
-        reason = f"the model is on {device}, and this version has no engine for it"
+        reason = f"the model is on {device}, and there is no engine for that"
         if backend == "cpu":
             raise DeviceError(f"{reason}; accepted by backend='cpu': a model on the cpu")
     elif dtype != torch.float32:
@@ -221,6 +227,25 @@ def _choose(
         extension()  # BackendError when it is not built
         return dtype, "cpu", ()
     return dtype, "reference", (f"everything runs in plain PyTorch: {reason}",)
+
+
+def _check_gpu(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise a typed error where the GPU engine cannot run."""
+    if dtype == torch.float64:
+        raise DtypeError(
+            f"dtype is {dtype}; accepted by the GPU engine: torch.float32, torch.float16, "
+            "torch.bfloat16"
+        )
+    if backend == "gpu" and torch.version.cuda is None:
+        raise BackendError(
+            f"backend is 'gpu', and this PyTorch ({torch.__version__}) is built without CUDA"
+        )
+    gpu_home(backend, device if device.type == "cuda" else torch.device("cpu"))
+    wanted = "cuda" if backend == "gpu" else "cpu"
+    if device.type != wanted:
+        raise DeviceError(
+            f"the model is on {device}; accepted by backend={backend!r}: a model on {wanted}"
+        )
 
 
 def _check_example(example: Any, channels: int, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .arena import lifetimes, place
 from .errors import ShapeError
 from .graph import refs, run_calls
 from .network import (
@@ -301,31 +302,8 @@ _TORCH = frozenset({"aten", "swish"})  # what torch runs, on whole tensors
 def _arena(
     steps: list[Step], outside: set[str], sizes: Mapping[str, Size]
 ) -> tuple[dict[str, int], int]:
-    """Offsets for the values of one native run, in floats.
-
-    The largest value first, each at the lowest place that is free while it lives.
-    """
-    born: dict[str, int] = {}
-    dies: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        for name in step.makes():
-            if name not in outside:
-                born[name] = dies[name] = index
-        for name in step.reads():
-            if name in born:
-                dies[name] = index
-    offsets: dict[str, int] = {}
-    spans = {name: -(-math.prod(sizes[name]) // _ALIGN) * _ALIGN for name in born}
-    for name in sorted(born, key=lambda n: -spans[n]):
-        busy = sorted(
-            (offsets[other], offsets[other] + spans[other])
-            for other in offsets
-            if born[other] <= dies[name] and born[name] <= dies[other]
-        )
-        start = 0
-        for low, high in busy:
-            if start + spans[name] <= low:
-                break
-            start = max(start, high)
-        offsets[name] = start
-    return offsets, max((offsets[name] + spans[name] for name in offsets), default=0)
+    """Offsets for the values of one native run, in floats."""
+    lives = lifetimes([step.makes() for step in steps], [step.reads() for step in steps])
+    lives = {name: life for name, life in lives.items() if name not in outside}
+    spans = {name: -(-math.prod(sizes[name]) // _ALIGN) * _ALIGN for name in lives}
+    return place(spans, lives)

@@ -431,7 +431,7 @@ def pointwise_cases(language: str, dtype: torch.dtype, cut: Any, gated: bool) ->
     )
     fused = ["bias", "residual", *gate]
     yield pointwise_case(*args, (2, 9 * unit, *size), 20, cut, "none", fused, Lie(), quads)
-    yield pointwise_case(*args, (1, unit + 3, 3, 5), 21, cut, "gelu", fused, apart, apart)
+    yield pointwise_case(*args, (1, 26 * unit + 3, 3, 5), 21, cut, "gelu", fused, apart, apart)
     yield pointwise_case(*args, (1, 2, 1, 1), 3, cut, "relu6", gate, Lie(gap=unit - 2))
     yield pointwise_case(*args, (2, 3 * unit, *size), cut.n + 5, cut, "swish", ["sums", *gate])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import LAYOUTS, RUNS, TRITON_RUNS, Random
+from operators import ALL_RUNS, LAYOUTS, Random
 from tolerances import ACTIVATIONS, assert_parity, conv
 
 from effnet_fast import ops
@@ -25,7 +25,7 @@ def compare(impl, dtype, x, cout, kernel, stride, padding, act, bias=True):
     assert_parity(y, conv(x, weight, bias, act, Window(kernel, stride, (1, 1), padding)))
 
 
-@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize(
     "shape, cout, kernel, stride, padding",
     [
@@ -45,7 +45,7 @@ def test_parity(impl, dtype, shape, cout, kernel, stride, padding):
     compare(impl, dtype, Random()(*shape), cout, kernel, stride, padding, "swish")
 
 
-@pytest.mark.parametrize("impl, dtype", [*RUNS, *TRITON_RUNS])
+@pytest.mark.parametrize("impl, dtype", ALL_RUNS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations(impl, dtype, act):
     x = Random()(2, 3, 9, 10, scale=3)

@@ -121,7 +121,8 @@ __device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* sha
                weight + int64_t{channel} * p.weight_depth + unit * kUnit<T>, inside ? 16 : 0);
   }
   float* bias = reinterpret_cast<float*>(shared + p.bias_offset);
-  for (int i = threadIdx.x; i < kChannels; i += kThreads) {
+  const int i = threadIdx.x;
+  if (i < kChannels) {
     bias[i] = p.expand_bias != nullptr && i < t.channels ? p.expand_bias[t.channel + i] : 0.0f;
   }
 }

@@ -196,11 +196,10 @@ class WarpTile<float, kM, kN> {
 //
 //   warp:  kM / kWarpsM rows, kN / kWarpsN columns, and of the steps every kWarpsK-th
 //   block: kStages tiles of both matrices in shared memory, copied while others are multiplied
-template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK>
+template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, int kStages = 3>
 class BlockProduct {
  public:
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
-  static constexpr int kStages = 3;
   static constexpr int kTileBytes = (kM + kN) * kRowBytes;
   static constexpr int kPitch = kN + 8;  // of sums in shared memory: no bank conflicts
   static constexpr int kRowsAtOnce = kThreads / kRowUnits;  // a thread copies one unit of each row
@@ -249,6 +248,9 @@ class BlockProduct {
     }
     __syncthreads();
   }
+
+  // For other products.
+  __device__ void clear() { tile_ = Warp(); }
 
   // The sums to shared memory: [kM][kPitch].
   __device__ void store(float* to) {

@@ -1,18 +1,14 @@
 // pointwise_conv: y = act(W (x * gate) + bias) + residual; or each channel's sum of act(...).
 //
 // A block multiplies kM pixels of an image with kN rows of W (gemm.cuh says how), and finishes its
-// sums from shared memory, where 4 channels of a pixel are one thread's: activations that take many
-// instructions are in the code once, and stores are whole sectors.
+// sums from shared memory (epilogue.cuh).
 //
 // Any sizes, any strides, any alignment. Sums are deterministic: every tile stores its own.
-#include "activation.cuh"
 #include "gemm.cuh"
 #include "pointwise_conv.h"
 
 namespace effnet_fast::cuda {
 namespace {
-
-constexpr int kQuad = 4;  // channels of a thread
 
 // 16 bytes of a row of `count` elements from some element on, zeros beyond its end.
 template <class T>
@@ -21,11 +17,6 @@ __device__ uint4 load_unit(const T* row, int count) {
 #pragma unroll
   for (int i = 0; i < Vector<T>::kSize; ++i) v.at[i] = i < count ? row[i] : round_to<T>(0.0f);
   return v.bits;
-}
-
-__device__ int64_t offset_of(unsigned pixel, const Divisor& columns, int64_t row, int64_t column) {
-  const unsigned down = divide_off(pixel, columns);
-  return down * row + pixel * column;
 }
 
 template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, bool kIsGated>
@@ -39,12 +30,14 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   const unsigned all_tiles = tile;
   const int64_t image = divide_off(tile, p.tiles);
   const int first_pixel = tile * kM, first_channel = channel_tile * kN;
-  const int pixels = min(kM, p.pixels - first_pixel), channels = min(kN, p.cout - first_channel);
+  const int pixels = min(kM, p.pixels - first_pixel),
+            channels = min(kN, p.out.cout - first_channel);
 
   T* gate = reinterpret_cast<T*>(shared + p.gate_offset);
   if (kIsGated) {
     const T* from = static_cast<const T*>(p.gate) + image * p.cin;
     const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
+#pragma unroll 1
     for (int i = threadIdx.x; i < padded; i += kThreads) {
       gate[i] = i < p.cin ? from[i] : round_to<T>(0.0f);
     }
@@ -58,7 +51,7 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
     const int pixel = min(row + i * kRows, pixels - 1);
-    from[i] = x + offset_of(first_pixel + pixel, p.columns, p.x_row, p.x_pixel);
+    from[i] = x + offset_of(first_pixel + pixel, p.out.columns, p.x_row, p.x_pixel);
   }
   Product product;
   product.template multiply<kIsGated>(
@@ -78,7 +71,7 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
 #pragma unroll 1
           for (int r = row; r < kM; r += kRows) {
             const T* at = x + column;
-            if (r < pixels) at += offset_of(first_pixel + r, p.columns, p.x_row, p.x_pixel);
+            if (r < pixels) at += offset_of(first_pixel + r, p.out.columns, p.x_row, p.x_pixel);
             *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) =
                 load_unit(at, r < pixels ? left : 0);
           }
@@ -87,63 +80,8 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
 
-  constexpr int kQuads = kN / kQuad, kPitch = Product::kPitch;
-  const int quad = threadIdx.x % kQuads * kQuad, channel = first_channel + quad;
-  const Act act = static_cast<Act>(p.act);
-  float bias[kQuad], sum[kQuad] = {};
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-    bias[j] = p.bias != nullptr && quad + j < channels ? p.bias[channel + j] : 0.0f;
-  }
-  const T* residual = static_cast<const T*>(p.residual) + image * p.r_image + channel;
-  T* y = static_cast<T*>(p.y) + image * p.y_image + channel;
-#pragma unroll 1
-  for (int r = threadIdx.x / kQuads; r < pixels; r += kThreads / kQuads) {
-    if (quad >= channels) break;
-    float out[kQuad];
-    load_quad(outputs + r * kPitch + quad, out);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
-    if (act == Act::kSwish) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = swish(out[j]);
-    } else if (act != Act::kNone) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = activate(act, out[j]);
-    }
-    if (p.sums != nullptr) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) sum[j] += out[j];
-      continue;
-    }
-    T* const to = y + offset_of(first_pixel + r, p.columns, p.y_row, p.y_pixel);
-    const T* const add = residual + offset_of(first_pixel + r, p.columns, p.r_row, p.r_pixel);
-    if (p.y_is_aligned) {
-      if (p.residual != nullptr) {
-        float other[kQuad];
-        load_quad(add, other);
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) out[j] += other[j];
-      }
-      store_quad(to, out);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        if (quad + j >= channels) break;
-        if (p.residual != nullptr) out[j] += to_float(add[j]);
-        to[j] = round_to<T>(out[j]);
-      }
-    }
-  }
-  if (p.sums == nullptr) return;
-  __syncthreads();
-  store_quad(outputs + threadIdx.x / kQuads * kPitch + quad, sum);
-  __syncthreads();
-  for (int c = threadIdx.x; c < channels; c += kThreads) {
-    float total = 0.0f;
-    for (int i = 0; i < kThreads / kQuads; ++i) total += outputs[i * kPitch + c];
-    p.sums[int64_t{all_tiles} * p.cout + first_channel + c] = total;
-  }
+  finish_outputs<T, kThreads, kN, Product::kPitch>(
+      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
 }
 
 constexpr int kMeanThreads = 128;
@@ -165,11 +103,11 @@ extern "C" {
 
 // Pixels, channels; warps along pixels, channels and columns of W.
 #define EFFNET_FAST_TILE(M, N, WM, WN, WK, name, T)                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK)                                   \
+  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))                                   \
       pointwise_conv_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) {       \
     pointwise_conv<T, M, N, WM, WN, WK, false>(p);                                       \
   }                                                                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK)                                   \
+  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))                                   \
       pointwise_conv_gated_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) { \
     pointwise_conv<T, M, N, WM, WN, WK, true>(p);                                        \
   }

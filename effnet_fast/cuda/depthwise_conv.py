@@ -130,7 +130,7 @@ class Tiling:
 
 def tiles(device: Device, x: DeviceTensor, window: Window) -> int:
     """How many partial sums a launch writes for each channel of an image."""
-    return _tiles(_tiling(device, x, window), window.output_size(*x.shape[2:]))
+    return tile_count(_tiling(device, x, window), window.output_size(*x.shape[2:]))
 
 
 def launch(
@@ -181,7 +181,7 @@ def launch(
         top=top, left=left,
         y_down=window.dilation[0] * y_row, y_right=window.dilation[1] * y_pixel,
         act=act,
-        tiles=Divisor.of(_tiles(cut, (out_h, out_w))),
+        tiles=Divisor.of(tile_count(cut, (out_h, out_w))),
     )  # fmt: skip
     if cut is None:
         name = f"depthwise_conv_any_{suffix(x.dtype)}"
@@ -234,7 +234,8 @@ def total(device: Device, partial: DeviceTensor, sums: DeviceTensor) -> Launch:
     )
 
 
-def _tiles(cut: Tiling | None, out: tuple[int, int]) -> int:
+def tile_count(cut: Tiling | None, out: tuple[int, int]) -> int:
+    """Of an image with so many rows and columns of outputs."""
     return -(-out[0] * out[1] // ANY_PIXELS) if cut is None else cut.tiles
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from effnet_fast.cuda.divisor import Divisor
+from effnet_fast.cuda.epilogue import ROW_BYTES
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_depthwise, pack_rows
@@ -23,7 +24,6 @@ PLANE = 16  # channels of a plane
 COLUMNS = 7  # outputs of a thread
 PIXELS = 16  # of a warp's product
 THREADS = 192
-ROW_BYTES = 128  # of a tile of a matrix
 # Planes of a block: of an expansion, of a stem.
 PLANES, STEM_PLANES = 3, 2
 WINDOWS = frozenset({(3, 1), (3, 2), (5, 1), (5, 2)})  # k, stride

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 
 from effnet_fast.cuda.divisor import Divisor
+from effnet_fast.cuda.epilogue import ROW_BYTES, Epilogue, address, stages_bytes, sums_bytes
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-__all__ = ["Tiling", "launch", "mean", "pack", "tiles", "tiling"]
+__all__ = ["Tiling", "cycles", "launch", "mean", "pack", "tiles", "tiling"]
 
-ROW_BYTES = 128  # of a tile in shared memory
-STAGES = 3
 MEAN_THREADS = 128
 
 
@@ -55,14 +54,6 @@ class Tiling:
     def threads(self) -> int:
         return 32 * self.warps[0] * self.warps[1] * self.warps[2]
 
-    def sums_bytes(self) -> int:
-        """Of its sums in shared memory."""
-        return 4 * self.m * (self.n + 8)
-
-    def stages_bytes(self, depth: int, size: int) -> int:
-        """Of the tiles in shared memory, for rows of so many elements of so many bytes."""
-        return min(STAGES, -(-depth * size // ROW_BYTES)) * (self.m + self.n) * ROW_BYTES
-
 
 VARIANTS = (
     Tiling(128, 32, (4, 1, 1)),
@@ -77,52 +68,57 @@ class Arguments(ctypes.Structure):
     """PointwiseConv of csrc/cuda/pointwise_conv.h."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("x", "weight", "bias", "gate", "residual", "y", "sums")
-        ),
-        *(
-            (f"{of}_{stride}", ctypes.c_int64)
-            for of in "xry"
-            for stride in ("image", "row", "pixel")
-        ),
-        *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "cout", "pixels")),
-        *((name, Divisor) for name in ("columns", "channel_tiles", "tiles")),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("act", "gate_offset", "x_is_aligned", "y_is_aligned")
-        ),
+        *((name, ctypes.c_uint64) for name in ("x", "weight", "gate")),
+        *((name, ctypes.c_int64) for name in ("x_image", "x_row", "x_pixel")),
+        *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "pixels")),
+        *((name, Divisor) for name in ("channel_tiles", "tiles")),
+        *((name, ctypes.c_int32) for name in ("gate_offset", "x_is_aligned")),
+        ("out", Epilogue),
     ]
+
+
+def cycles(
+    m: int,
+    n: int,
+    images: int,
+    pixels: int,
+    cin: int,
+    cout: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    gated: bool = False,
+) -> float:
+    """What a launch with tiles of m pixels x n channels takes, modelled: of an H100's clock.
+
+    Parameters
+    ----------
+    m, n : int
+    images, pixels, cin, cout : int
+        Images, pixels of an image, channels of the input and of the output.
+    dtype : torch.dtype
+    multiprocessors : int
+    gated : bool
+    """
+    size, half = dtype.itemsize, dtype.itemsize == 2
+    # A multiprocessor's products of a cycle, as mma.sync gets them; bytes from the L2.
+    products, bytes_read = 1024 if half else 100, 32
+    blocks = images * -(-pixels // m) * -(-cout // n)
+    depth = -(-cin // 16) * 16
+    busy = m * n * depth * (1 + (gated and half)) / products + m * n * 0.2
+    busy = max(busy, (m + n) * cin * size / bytes_read)
+    # What a block waits for, one after the other, when it is alone.
+    tiles = -(-cin * size // ROW_BYTES)
+    alone = 2000 + 500 * tiles / (4 if m * n == 1024 else 1)
+    return max(-(-blocks // multiprocessors) * busy, alone)
 
 
 @functools.lru_cache(4096)
 def tiling(
-    n: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
+    images: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
 ) -> Tiling:
-    """The tile that a model of the time prefers.
-
-    Parameters
-    ----------
-    n, pixels, cin, cout : int
-        Images, pixels of an image, channels of the input and of the output.
-    dtype : torch.dtype
-    multiprocessors : int
-    """
-    # A multiprocessor's products of a cycle, as mma.sync gets them on an H100; bytes from the L2.
-    products, bytes_read = (1024, 32) if dtype.itemsize == 2 else (128, 32)
-    steps = -(-cin // 16) * 16
-
-    def cycles(cut: Tiling) -> float:
-        blocks = n * -(-pixels // cut.m) * -(-cout // cut.n)
-        outputs = cut.m * cut.n
-        busy = outputs * steps / products + outputs * 0.2
-        busy = max(busy, (cut.m + cut.n) * cin * dtype.itemsize / bytes_read)
-        # What a block waits for one after the other, when there is nobody else.
-        own = steps / cut.warps[2] * cut.m * cut.n * cut.warps[2] / cut.threads / 4
-        alone = 2000 + max(own, 500 * -(-cin * dtype.itemsize // ROW_BYTES))
-        return max(-(-blocks // multiprocessors) * busy, alone)
-
-    return min(VARIANTS, key=lambda cut: (cycles(cut), cut.m * cut.n))
+    """The tile with the fewest modelled cycles; arguments as of :func:`cycles`."""
+    arguments = (images, pixels, cin, cout, dtype, multiprocessors)
+    return min(VARIANTS, key=lambda cut: (cycles(cut.m, cut.n, *arguments), cut.m * cut.n))
 
 
 def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None) -> int:
@@ -169,31 +165,24 @@ def launch(
     size = x.dtype.itemsize
     cut = cut or _tiling(device, x, cout)
     pixels, blocks = h * w, (-(-h * w // cut.m), -(-cout // cut.n))
-    maps = {"x": x, "r": residual, "y": y}
-    strides = {name: x.map_strides if x is not None else (0, 0, 0) for name, x in maps.items()}
     # Rows that follow each other without a gap are one.
-    joined = all(row == w * pixel for _, row, pixel in strides.values()) or h == 1
-    outputs = [t for t in (y, residual) if t is not None]
-    gate_offset = max(cut.stages_bytes(cin, size), cut.sums_bytes())
+    strides = [t.map_strides for t in (x, residual, y) if t is not None]
+    joined = h == 1 or all(row == w * pixel for _, row, pixel in strides)
+    gate_offset = max(stages_bytes(cut.m + cut.n, cin, size), sums_bytes(cut.m, cut.n))
+    image, row, pixel = x.map_strides
     arguments = Arguments(
-        cin=cin, weight_depth=depth, cout=cout, pixels=pixels,
-        columns=Divisor.of(pixels if joined else w),
+        x=x.address, weight=weight.address, gate=address(gate),
+        x_image=image, x_row=row, x_pixel=pixel,
+        cin=cin, weight_depth=depth, pixels=pixels,
         channel_tiles=Divisor.of(blocks[1]), tiles=Divisor.of(blocks[0]),
-        act=act,
-        gate_offset=gate_offset,
-        x_is_aligned=x.has_aligned_pixels(16),
-        y_is_aligned=cout % 4 == 0 and all(t.has_aligned_pixels(4 * size) for t in outputs),
+        gate_offset=gate_offset, x_is_aligned=x.has_aligned_pixels(16),
+        out=Epilogue.of(cout, act, bias, y, residual, sums, pixels if joined else w),
     )  # fmt: skip
-    for name, (image, row, pixel) in strides.items():
-        for of, stride in (("image", image), ("row", row), ("pixel", pixel)):
-            setattr(arguments, f"{name}_{of}", stride)
     named = {
         "x": x, "weight": weight, "bias": bias, "gate": gate, "residual": residual, "y": y,
         "sums": sums,
     }  # fmt: skip
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    for name, tensor in given.items():
-        setattr(arguments, name, tensor.address)
     gated = "_gated" if gate is not None else ""
     padded = -(-cin * size // ROW_BYTES) * ROW_BYTES
     return Launch(

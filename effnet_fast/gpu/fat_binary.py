@@ -12,7 +12,15 @@ from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.resources import Resources, parse_resources
 
 FOLDER = Path(__file__).parents[1] / "kernels"
-STEMS = ("depthwise_conv", "expand_depthwise", "pointwise_conv", "squeeze_excite", "swish")
+STEMS = (
+    "depthwise_conv",
+    "expand_depthwise",
+    "fused_mbconv",
+    "pointwise_conv",
+    "squeeze_excite",
+    "stem_conv",
+    "swish",
+)
 
 # The container: a header, then entries of a header and a payload each, as nvcc 10 to 13 write it.
 _CONTAINER = struct.Struct("<IHHQ")  # magic, version, header bytes, bytes of all entries

@@ -54,6 +54,41 @@ def pack_rows(
     return rows, None if bias is None else bias.detach().float().contiguous()
 
 
+def pack_windows(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    project_weight: torch.Tensor | None = None,
+    project_bias: torch.Tensor | None = None,
+    multiple: int = 1,
+) -> tuple[torch.Tensor | None, ...]:
+    """The constants of a k x k convolution, and of a pointwise one after it.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (M, C, kh, kw)
+    project_weight : Tensor, optional
+        (P, M, 1, 1)
+    bias, project_bias : Tensor, optional
+        (M,) and (P,)
+    multiple : int
+        Of which the length of a tap, and of a row of the projection, is to be.
+
+    Returns
+    -------
+    Tensor, Tensor or None, Tensor or None, Tensor or None
+        (M, kh kw (C rounded up)), channels innermost; the bias in float32; what
+        :func:`pack_rows` makes of the projection.
+    """
+    mid, cin, kh, kw = weight.shape
+    taps = weight.detach().permute(0, 2, 3, 1).reshape(mid, kh * kw, cin)
+    taps = F.pad(taps, (0, -cin % multiple)).reshape(mid, -1).contiguous()
+    first = taps, None if bias is None else bias.detach().float().contiguous()
+    if project_weight is None:
+        return (*first, None, None)
+    return (*first, *pack_rows(project_weight, project_bias, multiple))
+
+
 def pack_squeeze_excite(
     w1: torch.Tensor, b1: torch.Tensor | None, w2: torch.Tensor, b2: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:

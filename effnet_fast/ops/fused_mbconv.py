@@ -11,6 +11,7 @@ from effnet_fast.errors import ArgumentError
 from effnet_fast.network import Window
 from effnet_fast.ops import references
 from effnet_fast.ops.checks import (
+    ACTS,
     check_act,
     check_map,
     check_tensor,
@@ -20,6 +21,8 @@ from effnet_fast.ops.checks import (
     sides,
     window_of,
 )
+from effnet_fast.ops.gpu_step import GpuStep, host_side
+from effnet_fast.ops.pointwise_conv import POINTWISE_CONV
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
 from effnet_fast.ops.step import Step
@@ -106,7 +109,29 @@ def cpu(a: Args) -> torch.Tensor:
     return y
 
 
-FUSED_MBCONV = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu)
+def gpu(a: Args, language: str) -> torch.Tensor:
+    """One kernel; two for a projection to more channels than one has."""
+    y = fake(a)
+    n, cout = y.shape[:2]
+    if n == 0:
+        return y
+    kernels = host_side(language, "fused_mbconv")
+    if a.project_weight is not None and not kernels.projects(cout):
+        window = a.stride, a.padding, a.dilation
+        wide = FUSED_MBCONV(a.x, a.weight, a.bias, *window, a.act, impl=language)
+        return POINTWISE_CONV(
+            wide, a.project_weight, a.project_bias, a.project_act, None, a.residual, impl=language
+        )
+    step = GpuStep(a.x)
+    x = step.aligned_map(a.x) if language == "cuda" else step.map(a.x)
+    packed = step.packed(kernels.pack(a.weight, a.bias, a.project_weight, a.project_bias))
+    residual = None if a.residual is None else step.map(a.residual)
+    acts = ACTS[a.act], ACTS[a.project_act]
+    step.run(kernels.launch(step.device, x, packed, step.output(y), a.window, *acts, residual))
+    return y
+
+
+FUSED_MBCONV = Operator(SCHEMA, Args, check=check, fake=fake, reference=reference, cpu=cpu, gpu=gpu)
 
 
 def fused_mbconv(

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from effnet_fast.errors import BackendError
 from effnet_fast.ops.extension import extension
@@ -119,6 +120,16 @@ def check_triton() -> None:
 CHECKS = {"cuda": check_cuda, "triton": check_triton}
 
 
+def aligned_map(x: torch.Tensor) -> torch.Tensor:
+    """A map with adjacent channels and pixels that begin at 16 bytes: copied if it is not one."""
+    x, unit = nhwc(x)[0], 16 // x.element_size()
+    strides = (x.stride(i) for i in (0, 2, 3) if x.shape[i] > 1)
+    if x.data_ptr() % 16 or any(stride % unit for stride in strides):
+        c = x.shape[1]
+        x = F.pad(x.permute(0, 2, 3, 1), (0, -c % unit)).contiguous().permute(0, 3, 1, 2)[:, :c]
+    return x
+
+
 class GpuStep:
     """The operands of one call, like :class:`~effnet_fast.ops.step.Step` on a CPU.
 
@@ -150,6 +161,10 @@ class GpuStep:
     def map(self, x: torch.Tensor) -> DeviceTensor:
         """An input (N, C, H, W) with adjacent channels."""
         return self.tensor(nhwc(x)[0])
+
+    def aligned_map(self, x: torch.Tensor) -> DeviceTensor:
+        """An input (N, C, H, W) whose pixels begin at 16 bytes: copied where they do not."""
+        return self.tensor(aligned_map(x))
 
     def packed(self, constants: Iterable[torch.Tensor | None]) -> tuple[DeviceTensor | None, ...]:
         """What a kernel's ``pack`` returned."""

@@ -87,7 +87,6 @@ STEM_CONV = Operator(
     reference=reference,
     cpu=cpu,
     gpu=gpu,
-    languages=("triton",),
 )
 
 

@@ -196,10 +196,14 @@ def compiled_total(capability: int) -> CompiledKernel:
     )
 
 
+def tile_count(out: tuple[int, int]) -> int:
+    """Of an image with so many rows and columns of outputs."""
+    return -(-out[0] // TILE) * -(-out[1] // TILE)
+
+
 def tiles(device: Device, x: DeviceTensor, window: Window) -> int:
     """How many partial sums a launch writes for each channel of an image."""
-    h, w = window.output_size(*x.shape[2:])
-    return -(-h // TILE) * -(-w // TILE)
+    return tile_count(window.output_size(*x.shape[2:]))
 
 
 def launch(

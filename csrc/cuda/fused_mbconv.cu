@@ -1,0 +1,200 @@
+// fused_mbconv: y = act(conv(x) + bias) + residual for a k x k convolution; or, with a projection,
+// y = act(P act(conv(x) + bias) + bias) + residual, the wide map between never in memory.
+//
+// The convolution is a product over taps and channels: a row of inputs is the window of an output
+// pixel, copied tap by tap. With a projection a block makes kDepth wide channels of its pixels at a
+// time, in the type of x in shared memory, where they are a tile of inputs of the second product,
+// whose sums stay in registers.
+#include "epilogue.cuh"
+#include "fused_mbconv.h"
+#include "gemm.cuh"
+
+namespace effnet_fast::cuda {
+namespace {
+
+// The windows of a block's output pixels.
+template <class T, int kM, int kRows>
+class Windows {
+ public:
+  __device__ Windows(const FusedMbconv& p, int64_t image, int first_pixel, int pixels)
+      : p_(p),
+        x_(static_cast<const T*>(p.x) + image * p.x_image),
+        first_pixel_(first_pixel),
+        pixels_(pixels) {}
+
+  // Columns from kDepth tile on.
+  __device__ void operator()(int tile, char* to) const {
+    const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+    const unsigned column = tile * kDepth<T> + unit * kUnit<T>;
+    unsigned channel = column;
+    unsigned tap_column = divide_off(channel, p_.tap_depth);
+    const int tap_row = divide_off(tap_column, p_.kernel_columns);
+    const int count = column < static_cast<unsigned>(p_.depth)
+                          ? max(min(p_.cin - static_cast<int>(channel), kUnit<T>), 0)
+                          : 0;
+    const int down = tap_row * p_.dilation_h - p_.top;
+    const int right = static_cast<int>(tap_column) * p_.dilation_w - p_.left;
+#pragma unroll 4
+    for (int r = row; r < kM; r += kRows) {
+      unsigned out_column = first_pixel_ + r;
+      const int h = static_cast<int>(divide_off(out_column, p_.out_columns)) * p_.stride_h + down;
+      const int w = static_cast<int>(out_column) * p_.stride_w + right;
+      const bool inside = r < pixels_ && static_cast<unsigned>(h) < static_cast<unsigned>(p_.h) &&
+                          static_cast<unsigned>(w) < static_cast<unsigned>(p_.w);
+      copy_async(to + unit_offset(r, unit),
+                 x_ + h * p_.x_row + w * p_.x_pixel + static_cast<int>(channel),
+                 inside ? count * static_cast<int>(sizeof(T)) : 0);
+    }
+  }
+
+ private:
+  const FusedMbconv& p_;
+  const T* x_;
+  int first_pixel_, pixels_;
+};
+
+template <class T, int kM, int kN, int kWarpsM, int kWarpsN>
+__device__ void dense_conv(const FusedMbconv& p) {
+  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
+  extern __shared__ __align__(128) char shared[];
+  unsigned channel_tile = blockIdx.x;
+  unsigned tile = divide_off(channel_tile, p.channel_tiles);
+  const unsigned all_tiles = tile;
+  const int64_t image = divide_off(tile, p.tiles);
+  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
+  const int pixels = min(kM, p.pixels - first_pixel);
+  const int channels = min(kN, p.out.cout - first_channel);
+  const Windows<T, kM, Product::kRowsAtOnce> windows(p, image, first_pixel, pixels);
+  Product product;
+  product.template multiply<false>(
+      p.depth, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.depth, p.depth,
+      channels, static_cast<const T*>(nullptr), shared, windows);
+  float* outputs = reinterpret_cast<float*>(shared);
+  product.store(outputs);
+  finish_outputs<T, Product::kThreads, kN, Product::kPitch>(
+      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
+}
+
+// Wide channels from `first` on, of sums [kM][kPitch] in shared memory, as a tile of inputs.
+template <class T, int kM, int kThreads, int kPitch>
+__device__ void finish_wide(const FusedMbconv& p, const float* sums, int first, char* to) {
+  constexpr int kQuad = 4, kQuads = kDepth<T> / kQuad;
+  const int quad = threadIdx.x % kQuads * kQuad;
+  const Act act = static_cast<Act>(p.act);
+  float bias[kQuad];
+  bool inside[kQuad];
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    inside[j] = first + quad + j < p.mid;
+    bias[j] = p.bias != nullptr && inside[j] ? p.bias[first + quad + j] : 0.0f;
+  }
+#pragma unroll 1
+  for (int r = threadIdx.x / kQuads; r < kM; r += kThreads / kQuads) {
+    float out[kQuad];
+    load_quad(sums + r * kPitch + quad, out);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
+    if (act == Act::kSwish) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) out[j] = swish(out[j]);
+    } else if (act != Act::kNone) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) out[j] = activate(act, out[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) out[j] = inside[j] ? out[j] : 0.0f;
+    char* const at = to + unit_offset(r, quad / kUnit<T>) + quad % kUnit<T> * sizeof(T);
+    store_quad(reinterpret_cast<T*>(at), out);
+  }
+}
+
+template <class T, int kM, int kN>
+__device__ void dense_conv_project(const FusedMbconv& p) {
+  constexpr int kWide = kDepth<T>;  // channels at a time
+  constexpr int kWarpsN = kWide / 32;
+  using Product = BlockProduct<T, kM, kWide, 8 / kWarpsN, kWarpsN, 1, 2>;
+  using Projection = WarpTile<T, kM / 4, kN / 2>;
+  constexpr int kThreads = Product::kThreads, kPitch = Product::kPitch;
+  constexpr int kOutPitch = kN + 8;
+  static_assert(kThreads == 256);
+  extern __shared__ __align__(128) char shared[];
+  unsigned tile = blockIdx.x;
+  const unsigned all_tiles = tile;
+  const int64_t image = divide_off(tile, p.tiles);
+  const int first_pixel = tile * kM;
+  const int pixels = min(kM, p.pixels - first_pixel);
+  const Windows<T, kM, Product::kRowsAtOnce> windows(p, image, first_pixel, pixels);
+  constexpr int kSums = kM * kPitch * 4, kTiles = 2 * Product::kTileBytes;
+  char* const wide = shared + (kSums > kTiles ? kSums : kTiles);  // a tile of inputs
+  char* const rows = wide + kM * kRowBytes;                       // and of weights
+  const int warp = threadIdx.x / 32, warp_m = warp % 4, warp_n = warp / 4;
+  const int unit = threadIdx.x % kRowUnits;
+  const T* project = static_cast<const T*>(p.project);
+  Projection projection;
+#pragma unroll 1
+  for (int first = 0; first < p.mid; first += kWide) {
+    for (int r = threadIdx.x / kRowUnits; r < kN; r += Product::kRowsAtOnce) {
+      const int column = first + unit * kUnit<T>;
+      const bool inside = r < p.out.cout && column < p.project_depth;
+      copy_async(rows + unit_offset(r, unit), project + int64_t{r} * p.project_depth + column,
+                 inside ? 16 : 0);
+    }
+    Product product;
+    product.template multiply<false>(
+        p.depth, static_cast<const T*>(p.weight) + int64_t{first} * p.depth, p.depth,
+        min(p.mid - first, kWide), static_cast<const T*>(nullptr), shared, windows);
+    float* sums = reinterpret_cast<float*>(shared);
+    product.store(sums);
+    finish_wide<T, kM, kThreads, kPitch>(p, sums, first, wide);
+    wait_for_copies();
+    __syncthreads();
+#pragma unroll 1
+    for (int step = 0; step < kWide / kStep; ++step) {
+      projection.template multiply<false>(wide + warp_m * (kM / 4) * kRowBytes,
+                                          rows + warp_n * (kN / 2) * kRowBytes, step,
+                                          static_cast<const T*>(nullptr));
+    }
+    __syncthreads();
+  }
+  float* outputs = reinterpret_cast<float*>(shared);
+  projection.for_each([&](int row, int column, const float* sum) {
+    float* const at = outputs + (warp_m * (kM / 4) + row) * kOutPitch + warp_n * (kN / 2) + column;
+#pragma unroll
+    for (int i = 0; i < Projection::kRun; ++i) at[i] = sum[i];
+  });
+  __syncthreads();
+  finish_outputs<T, kThreads, kN, kOutPitch>(
+      p.out, {image, all_tiles, first_pixel, pixels, 0, p.out.cout}, outputs);
+}
+
+}  // namespace
+
+extern "C" {
+
+#define EFFNET_FAST_ALL(name, T)                                                   \
+  __global__ void __launch_bounds__(256, 1)                                           \
+      fused_mbconv_128x64_##name(__grid_constant__ const FusedMbconv p) {          \
+    dense_conv<T, 128, 64, 4, 2>(p);                                               \
+  }                                                                                \
+  __global__ void __launch_bounds__(128, 3)                                           \
+      fused_mbconv_64x64_##name(__grid_constant__ const FusedMbconv p) {           \
+    dense_conv<T, 64, 64, 2, 2>(p);                                                \
+  }                                                                                \
+  __global__ void __launch_bounds__(256, 1)                                           \
+      fused_mbconv_project_128x64_##name(__grid_constant__ const FusedMbconv p) {  \
+    dense_conv_project<T, 128, 64>(p);                                             \
+  }                                                                                \
+  __global__ void __launch_bounds__(256, 1)                                           \
+      fused_mbconv_project_128x128_##name(__grid_constant__ const FusedMbconv p) { \
+    dense_conv_project<T, 128, 128>(p);                                            \
+  }
+
+EFFNET_FAST_ALL(float32, float)
+EFFNET_FAST_ALL(float16, __half)
+EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
+
+#undef EFFNET_FAST_ALL
+
+}  // extern "C"
+
+}  // namespace effnet_fast::cuda

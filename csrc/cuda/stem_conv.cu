@@ -1,0 +1,82 @@
+// stem_conv: y = act(conv(x) + bias), from an image of any strides to a map with adjacent channels.
+//
+// A product over all taps: a row of inputs is the window of an output pixel, which the block
+// gathers from the image in shared memory.
+#include "epilogue.cuh"
+#include "gemm.cuh"
+#include "stem_conv.h"
+
+namespace effnet_fast::cuda {
+namespace {
+
+template <class T, int kM, int kN, int kWarpsM, int kWarpsN>
+__device__ void stem_conv(const StemConv& p) {
+  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
+  constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
+  extern __shared__ __align__(128) char shared[];
+  unsigned channel_tile = blockIdx.x;
+  unsigned tile = divide_off(channel_tile, p.channel_tiles);
+  const unsigned all_tiles = tile;
+  const int64_t image = divide_off(tile, p.tiles);
+  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
+  const int pixels = min(kM, p.pixels - first_pixel);
+  const int channels = min(kN, p.out.cout - first_channel);
+  const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+  const T* x = static_cast<const T*>(p.x) + image * p.x_image;
+  Product product;
+  product.template multiply<false>(
+      p.depth, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.weight_depth,
+      p.weight_depth, channels, static_cast<const T*>(nullptr), shared, [&](int tile, char* to) {
+        const int first_tap = tile * kDepth<T> + unit * kUnit<T>;
+#pragma unroll 1
+        for (int r = row; r < kM; r += kRows) {
+          unsigned out_column = first_pixel + r;
+          const int out_row = divide_off(out_column, p.out_columns);
+          const int top = out_row * p.stride_h - p.top;
+          const int left = static_cast<int>(out_column) * p.stride_w - p.left;
+          Vector<T> v;
+#pragma unroll
+          for (int j = 0; j < kUnit<T>; ++j) {
+            unsigned tap = first_tap + j;
+            const bool has_tap = tap < static_cast<unsigned>(p.depth);
+            const int channel = divide_off(tap, p.window);
+            const int h = top + static_cast<int>(divide_off(tap, p.kernel_columns));
+            const int w = left + static_cast<int>(tap);
+            const bool inside = has_tap && r < pixels &&
+                                static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
+                                static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
+            v.at[j] =
+                inside ? x[channel * p.x_channel + h * p.x_row + w * p.x_pixel] : round_to<T>(0.0f);
+          }
+          *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) = v.bits;
+        }
+      });
+  float* outputs = reinterpret_cast<float*>(shared);
+  product.store(outputs);
+  finish_outputs<T, kThreads, kN, Product::kPitch>(
+      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
+}
+
+}  // namespace
+
+extern "C" {
+
+#define EFFNET_FAST_ALL(name, T)                                    \
+  __global__ void __launch_bounds__(128)                            \
+      stem_conv_128x32_##name(__grid_constant__ const StemConv p) { \
+    stem_conv<T, 128, 32, 4, 1>(p);                                 \
+  }                                                                 \
+  __global__ void __launch_bounds__(256)                            \
+      stem_conv_128x64_##name(__grid_constant__ const StemConv p) { \
+    stem_conv<T, 128, 64, 4, 2>(p);                                 \
+  }
+
+EFFNET_FAST_ALL(float32, float)
+EFFNET_FAST_ALL(float16, __half)
+EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
+
+#undef EFFNET_FAST_ALL
+
+}  // extern "C"
+
+}  // namespace effnet_fast::cuda

@@ -1,0 +1,67 @@
+"""Epilogue of csrc/cuda/epilogue.cuh: what becomes of a block's sums of products."""
+
+from __future__ import annotations
+
+import ctypes
+
+from effnet_fast.cuda.divisor import Divisor
+from effnet_fast.gpu.tensor import DeviceTensor
+from effnet_fast.network import Act
+
+ROW_BYTES = 128  # of a tile of a matrix in shared memory
+STAGES = 3
+
+
+class Epilogue(ctypes.Structure):
+    """Epilogue of csrc/cuda/epilogue.cuh."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("bias", "residual", "y", "sums")),
+        *(
+            (f"{of}_{stride}", ctypes.c_int64)
+            for of in "ry"
+            for stride in ("image", "row", "pixel")
+        ),
+        ("columns", Divisor),
+        *((name, ctypes.c_int32) for name in ("cout", "act", "is_aligned")),
+    ]
+
+    @classmethod
+    def of(
+        cls,
+        cout: int,
+        act: Act,
+        bias: DeviceTensor | None,
+        y: DeviceTensor | None = None,
+        residual: DeviceTensor | None = None,
+        sums: DeviceTensor | None = None,
+        columns: int = 1,
+    ) -> Epilogue:
+        """With ``columns`` pixels in a row of y and the residual."""
+        outputs = [t for t in (y, residual) if t is not None]
+        self = cls(
+            bias=address(bias), residual=address(residual), y=address(y), sums=address(sums),
+            columns=Divisor.of(columns), cout=cout, act=act,
+            is_aligned=cout % 4 == 0
+            and all(t.has_aligned_pixels(4 * t.dtype.itemsize) for t in outputs),
+        )  # fmt: skip
+        for tensor in outputs:
+            of = "y" if tensor is y else "r"
+            for name, stride in zip(("image", "row", "pixel"), tensor.map_strides, strict=True):
+                setattr(self, f"{of}_{name}", stride)
+        return self
+
+
+def address(tensor: DeviceTensor | None) -> int:
+    """0 for none."""
+    return 0 if tensor is None else tensor.address
+
+
+def stages_bytes(rows: int, depth: int, size: int, stages: int = STAGES) -> int:
+    """Shared memory for tiles of so many rows, of matrices with rows of so many elements."""
+    return min(stages, -(-depth * size // ROW_BYTES)) * rows * ROW_BYTES
+
+
+def sums_bytes(m: int, n: int) -> int:
+    """Shared memory for a block's sums."""
+    return 4 * m * (n + 8)

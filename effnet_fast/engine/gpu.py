@@ -1,0 +1,340 @@
+"""The GPU engine: a plan's native stages as launches, on a GPU or on the PTX machine."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..arena import lifetimes, place
+from ..errors import EffnetFastError, GpuError, OutOfMemoryError
+from ..gpu.device import Device, Event, Graph, Launch, Stream
+from ..gpu.targets import Target
+from ..gpu.tensor import DeviceTensor
+from ..ops.gpu_step import CHECKS, LANGUAGES, aligned_map
+from ..plan import Plan, Stage
+from .cpu import run_torch
+from .gpu_tasks import Choice, Spec, Task, Weights, lower, spec_of
+
+_ALIGN = 256  # bytes: what torch's allocator gives
+_BATCHES_KEPT = 8  # of a plan: an arena and a graph each
+_BINDINGS_KEPT = 16  # places of a batch's images and outputs: torch's allocator gives few
+
+
+@dataclass
+class Home:
+    """Where a network lives: a device and its constants there.
+
+    Attributes
+    ----------
+    torch_device : where the images are.
+    apart : whether each value has an allocation of its own, for the machine to guard.
+    """
+
+    device: Device
+    torch_device: torch.device
+    languages: tuple[str, ...]
+    apart: bool
+
+    def __post_init__(self) -> None:
+        self.target = Target.of(self.device)
+        self.weights = Weights(self.upload)
+        self.lock = threading.Lock()
+
+    @classmethod
+    def on(cls, device: Device, torch_device: torch.device, languages: Sequence[str] = ()) -> Home:
+        """With the languages whose kernels are there, if none are named."""
+        return cls(device, torch_device, tuple(languages) or available(), device.backend == "ptx")
+
+    @property
+    def emulated(self) -> bool:
+        return self.device.backend == "ptx"
+
+    def upload(self, x: torch.Tensor) -> DeviceTensor:
+        """A copy there, or the tensor itself where it is there already."""
+        if self.emulated:
+            return DeviceTensor.upload(self.device, x)
+        return DeviceTensor.of(x.to(self.torch_device))
+
+    def stream(self) -> Stream:
+        """The caller's."""
+        if self.emulated:
+            return self.device.stream
+        return Stream(self.device, torch.cuda.current_stream(self.torch_device).cuda_stream)
+
+
+def available() -> tuple[str, ...]:
+    """The languages whose kernels can be launched, best first.
+
+    Raises
+    ------
+    BackendError
+        There is none: neither CUDA kernels nor Triton.
+    """
+    found, errors = [], []
+    for language in LANGUAGES:
+        try:
+            CHECKS[language]()
+        except EffnetFastError as error:
+            errors.append(error)
+        else:
+            found.append(language)
+    if not found:
+        raise errors[0]
+    return tuple(found)
+
+
+class GpuEngine:
+    """Runs one plan. Safe to call from several threads at once, on any streams.
+
+    Parameters
+    ----------
+    plan : Plan
+    home : Home
+    dtype : torch.dtype
+    """
+
+    def __init__(self, plan: Plan, home: Home, dtype: torch.dtype):
+        self.plan = plan
+        self.home = home
+        self.dtype = dtype
+        self._lock = threading.Lock()
+        self._batches: OrderedDict[int, list[_Native | None]] = OrderedDict()
+
+    def run(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The values that the stages leave, for images (N, C, H, W) of the engine's type."""
+        values: dict[str, torch.Tensor] = {self.plan.network.input: x}
+        batch = x.shape[0]
+        if batch == 0:
+            return self._empty(values)
+        stream = self.home.stream()
+        natives = self._natives(batch, stream)
+        for stage, native in zip(self.plan.stages, natives, strict=True):
+            if native is None:
+                run_torch(self.plan.network, stage.steps[0], values)
+            else:
+                native.run(values, stream)
+        return values
+
+    def choices(self, batch: int) -> list[Choice]:
+        """The kernels of every native step, for batches of so many images."""
+        return [
+            choice
+            for stage in self.plan.stages
+            if stage.native
+            for choice in self._lower(stage, batch)[0]
+        ]
+
+    def arena_bytes(self, batch: int) -> int:
+        """What the values of a batch take, at most in one stage."""
+        return max((n.arena_bytes for n in self._natives(batch) if n is not None), default=0)
+
+    def _lower(self, stage: Stage, batch: int) -> tuple[list[Choice], dict[str, Spec]]:
+        home = self.home
+        return lower(self.plan, stage, batch, self.dtype, home.target, home.languages)
+
+    def _natives(self, batch: int, stream: Stream | None = None) -> list[_Native | None]:
+        """The stages for a batch: kept, but for a caller who is capturing.
+
+        A captured graph has memory of its own, from the pool that torch captures with; the kept
+        one may be in use elsewhere when the graph is replayed.
+        """
+        if stream is not None and not self.home.emulated and stream.capturing:
+            return self._made(batch, keep=False)
+        with self._lock:
+            if batch not in self._batches:
+                self._batches[batch] = self._made(batch, keep=True)
+                if len(self._batches) > _BATCHES_KEPT:
+                    self._batches.popitem(last=False)
+            self._batches.move_to_end(batch)
+            return self._batches[batch]
+
+    def _made(self, batch: int, keep: bool) -> list[_Native | None]:
+        return [
+            _Native(self, stage, batch, *self._lower(stage, batch), keep) if stage.native else None
+            for stage in self.plan.stages
+        ]
+
+    def _empty(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch of no images."""
+        for stage in self.plan.stages:
+            if not stage.native:
+                run_torch(self.plan.network, stage.steps[0], values)
+                continue
+            for name in stage.outputs:
+                values[name] = _output(spec_of(self.plan, name, self.dtype), 0, values)
+        return values
+
+
+class _Native:
+    """A stage for one batch: its launches, the memory between them, and graphs of them.
+
+    Launches that touch tensors of the caller are made anew for each place that those have; runs of
+    the others are captured.
+    """
+
+    def __init__(
+        self,
+        engine: GpuEngine,
+        stage: Stage,
+        batch: int,
+        choices: list[Choice],
+        specs: Mapping[str, Spec],
+        keep: bool,
+    ):
+        self.home = engine.home
+        self.stage = stage
+        self.batch = batch
+        self.specs = specs
+        self.tasks = [task for choice in choices for task in choice.options[0].tasks]
+        self.any_layout = {
+            name
+            for name in stage.inputs
+            if all(task.operator.startswith("stem") for task in self.tasks if name in task.reads)
+        }
+        outside = {*stage.inputs, *stage.outputs}
+        lives = lifetimes([t.writes for t in self.tasks], [t.reads for t in self.tasks])
+        lives = {name: life for name, life in lives.items() if name not in outside}
+        self.values, self.arena_bytes = self._place(lives)
+        self.keep = keep
+        self._lock = threading.Lock()
+        self._free: Event | None = None  # behind the last use of the memory
+        self._runs = list(self._cut(outside))
+        self._bound: OrderedDict[Any, list[list[Launch]]] = OrderedDict()
+
+    def _place(self, lives: Mapping[str, tuple[int, int]]) -> tuple[dict[str, DeviceTensor], int]:
+        """The values between the launches, in an arena or each in an allocation of its own."""
+        spans = {name: -(-self.specs[name].bytes(self.batch) // _ALIGN) * _ALIGN for name in lives}
+        offsets, total = place(spans, lives)
+        device = self.home.device
+        try:
+            if self.home.apart:
+                memory = {name: device.empty(self.specs[name].bytes(self.batch)) for name in lives}
+                at = {name: (memory[name], memory[name].address) for name in lives}
+            elif self.home.emulated:
+                arena = device.empty(total)
+                at = {name: (arena, arena.address + offsets[name]) for name in lives}
+            else:
+                arena = torch.empty(total, dtype=torch.uint8, device=self.home.torch_device)
+                at = {name: (arena, arena.data_ptr() + offsets[name]) for name in lives}
+        except (torch.OutOfMemoryError, GpuError) as error:
+            if isinstance(error, GpuError) and error.result != "CUDA_ERROR_OUT_OF_MEMORY":
+                raise
+            raise OutOfMemoryError(
+                f"a batch of {self.batch} needs an arena of {total:,} bytes on "
+                f"{device.name}, which has {device.memory()[0]:,} free: {error}"
+            ) from error
+        return {name: _tensor(self.specs[name], self.batch, *at[name]) for name in lives}, total
+
+    def _cut(self, outside: set[str]) -> Iterator[_Run]:
+        """Runs of tasks that touch the caller's tensors, and of those that do not."""
+        run: list[Task] = []
+        run_is_bound = False
+        for task in self.tasks:
+            bound = not outside.isdisjoint((*task.reads, *task.writes))
+            if run and bound != run_is_bound:
+                yield self._run_of(run, run_is_bound)
+                run = []
+            run_is_bound = bound
+            run.append(task)
+        if run:
+            yield self._run_of(run, run_is_bound)
+
+    def _run_of(self, tasks: list[Task], bound: bool) -> _Run:
+        return _Run(tasks, None if bound else self._launches(tasks, self.values))
+
+    def _launches(self, tasks: Sequence[Task], values: Mapping[str, DeviceTensor]) -> list[Launch]:
+        with self.home.lock:
+            return [task.make(self.home.device, values, self.home.weights) for task in tasks]
+
+    def run(self, values: dict[str, torch.Tensor], stream: Stream) -> None:
+        """Read the stage's inputs from ``values`` and add its outputs."""
+        home = self.home
+        outside: dict[str, DeviceTensor] = {}
+        for name in self.stage.inputs:
+            x = values[name]
+            if x.dim() != 4:
+                x = x.reshape(self.batch, *self.specs[name].shape)
+            if name not in self.any_layout:
+                x = aligned_map(x)
+            values[name] = x  # alive until the work is in the stream
+            outside[name] = home.upload(x)
+        made = {}
+        for name in self.stage.outputs:
+            made[name] = _output(self.specs[name], self.batch, values)
+            spec = self.specs[name]
+            outside[name] = (
+                _tensor(spec, self.batch, *_allocate(home.device, spec.bytes(self.batch)))
+                if home.emulated
+                else _tensor(spec, self.batch, None, made[name].data_ptr())
+            )
+        with self._lock:
+            if self._free is not None:
+                stream.wait(self._free)
+            bound = self._bind(outside)
+            for run in self._runs:
+                if run.launches is None:
+                    home.device.launch(next(bound), stream)
+                elif not self.keep:
+                    home.device.launch(run.launches, stream)
+                else:
+                    run.replay(home.device, stream)
+            if self.keep:
+                self._free = (self._free or Event(home.device, timing=False)).record(stream)
+        if home.emulated:
+            for name in self.stage.outputs:
+                y = made[name]
+                outside[name].download(home.device, y.reshape(outside[name].shape))
+        values.update(made)
+
+    def _bind(self, outside: Mapping[str, DeviceTensor]) -> Iterator[list[Launch]]:
+        """The launches that touch the caller's tensors."""
+        key = tuple((t.address, t.shape, t.strides) for t in outside.values())
+        if key not in self._bound:
+            # Without the memory: these are kept, and must not keep the caller's tensors.
+            there = {name: replace(t, memory=None) for name, t in outside.items()}
+            self._bound[key] = [
+                self._launches(run.tasks, {**self.values, **there})
+                for run in self._runs
+                if run.launches is None
+            ]
+            if len(self._bound) > _BINDINGS_KEPT:
+                self._bound.popitem(last=False)
+        self._bound.move_to_end(key)
+        return iter(self._bound[key])
+
+
+class _Run:
+    """Tasks in a row; launches and a graph of them where their places never change."""
+
+    def __init__(self, tasks: list[Task], launches: list[Launch] | None):
+        self.tasks = tasks
+        self.launches = launches
+        self._graph: Graph | None = None
+
+    def replay(self, device: Device, stream: Stream) -> None:
+        if self._graph is None:
+            self._graph = device.capture(self.launches)
+        self._graph.launch(stream)
+
+
+def _tensor(spec: Spec, batch: int, memory: Any, address: int) -> DeviceTensor:
+    return DeviceTensor(memory, address, spec.dtype, (batch, *spec.shape), spec.strides())
+
+
+def _allocate(device: Device, bytes: int) -> tuple[Any, int]:
+    buffer = device.empty(bytes)
+    return buffer, buffer.address
+
+
+def _output(spec: Spec, batch: int, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A tensor for the caller: channels last, a map of one pixel as (N, C)."""
+    device = next(iter(values.values())).device
+    if len(spec.shape) == 3 and spec.shape[1:] != (1, 1):
+        c, h, w = spec.shape
+        return torch.empty((batch, h, w, c), dtype=spec.dtype, device=device).permute(0, 3, 1, 2)
+    return torch.empty((batch, spec.shape[0]), dtype=spec.dtype, device=device)

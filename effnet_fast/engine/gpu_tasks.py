@@ -1,0 +1,615 @@
+"""Steps of a plan as launches: which kernel does each, how it is cut, what it should take.
+
+A task is a launch without addresses. What is chosen depends on the batch and on the GPU that it is
+for, which need not be there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..cuda import depthwise_conv as cuda_depthwise
+from ..cuda import expand_depthwise as cuda_expand
+from ..cuda import pointwise_conv as cuda_pointwise
+from ..gpu.device import Device, Launch
+from ..gpu.targets import LAUNCH_SECONDS, Target
+from ..gpu.tensor import DeviceTensor
+from ..network import Act, DepthwiseConv, PointwiseConv, StemConv
+from ..ops.gpu_step import host_side
+from ..plan import Plan, Stage, Step
+
+Tensors = Mapping[str, DeviceTensor]
+# Packed constants: of (the node's weight, what packs it), made once.
+Pack = Callable[[], Sequence[torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A value on the device, of one image: a map (C, H, W), a vector (C,) or sums (tiles, C)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def bytes(self, batch: int = 1) -> int:
+        """Of a batch."""
+        return batch * self.strides()[0] * self.dtype.itemsize
+
+    def strides(self) -> tuple[int, ...]:
+        """Of a batch: a map's channels are adjacent, its pixels begin at multiples of 16 bytes."""
+        if len(self.shape) == 3:
+            c, h, w = self.shape
+            pixel = c + -c % (16 // self.dtype.itemsize) if h * w > 1 else c
+            return pixel * h * w, 1, w * pixel, pixel
+        return tuple(math.prod(self.shape[i:]) for i in range(len(self.shape) + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A launch without addresses.
+
+    Attributes
+    ----------
+    operator : what it does: ``"pointwise_conv"``; of a step that two kernels do, its own part.
+    language : ``"cuda"`` or ``"triton"``.
+    node : the value that it makes.
+    cut : how its outputs are cut, for people.
+    reads, writes : names of values.
+    make : the launch, of a device, the values there, and the packed constants.
+    blocks : of the grid.
+    bytes : of DRAM, for the batch: every operand once.
+    seconds : modelled.
+    """
+
+    operator: str
+    language: str
+    node: str
+    cut: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    make: Callable[[Device, Tensors, Weights], Launch]
+    blocks: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One way to do a step: tasks, and what they make besides the step's values."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    specs: Mapping[str, Spec]
+
+    @property
+    def seconds(self) -> float:
+        return sum(task.seconds for task in self.tasks)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A step with what it could be done by, the fastest first."""
+
+    step: Step
+    options: tuple[Option, ...]
+
+
+class Weights:
+    """A network's constants on one device, packed once for all sizes and batches."""
+
+    def __init__(self, upload: Callable[[torch.Tensor], DeviceTensor]):
+        self._upload = upload
+        self._packed: dict[tuple[Any, ...], tuple[DeviceTensor | None, ...]] = {}
+
+    def get(self, key: tuple[Any, ...], pack: Pack) -> tuple[DeviceTensor | None, ...]:
+        """What ``pack`` returns, there."""
+        if key not in self._packed:
+            self._packed[key] = tuple(None if t is None else self._upload(t) for t in pack())
+        return self._packed[key]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.bytes for packed in self._packed.values() for t in packed if t is not None)
+
+
+def lower(
+    plan: Plan,
+    stage: Stage,
+    batch: int,
+    dtype: torch.dtype,
+    target: Target,
+    languages: tuple[str, ...],
+) -> tuple[list[Choice], dict[str, Spec]]:
+    """A native stage as tasks for batches of ``batch`` images.
+
+    Returns
+    -------
+    list of Choice
+    dict of str to Spec
+        Of every value that a chosen task reads or writes.
+    """
+    return _Lowering(plan, stage, batch, dtype, target, languages).run()
+
+
+def spec_of(plan: Plan, name: str, dtype: torch.dtype) -> Spec:
+    """Of a value of the network: a vector is a map of one pixel, sums are of whole images."""
+    name = plan.network.aliases.get(name, name)
+    if any(name == getattr(node, "sums", None) for node in _depthwise(plan)):
+        return Spec(plan.sizes[name][:1], torch.float32)
+    return Spec(plan.sizes[name], dtype)
+
+
+def _depthwise(plan: Plan) -> Iterator[DepthwiseConv]:
+    return (node for node in plan.network.nodes if isinstance(node, DepthwiseConv))
+
+
+class _Lowering:
+    def __init__(
+        self,
+        plan: Plan,
+        stage: Stage,
+        batch: int,
+        dtype: torch.dtype,
+        target: Target,
+        languages: tuple[str, ...],
+    ):
+        self.plan = plan
+        self.stage = stage
+        self.batch = batch
+        self.dtype = dtype
+        self.size = dtype.itemsize
+        self.target = target
+        self.languages = languages
+        self.specs: dict[str, Spec] = {name: self.spec_of(name) for name in stage.inputs}
+        self.outside = {*stage.inputs, *stage.outputs}
+
+    def run(self) -> tuple[list[Choice], dict[str, Spec]]:
+        choices = []
+        steps = list(self.stage.steps)
+        while steps:
+            step, *rest = steps
+            ways = {
+                "stem_conv": self.stem,
+                "pointwise_conv": self.pointwise,
+                "depthwise_conv": self.depthwise,
+                "expand_depthwise": self.expand_depthwise,
+                "squeeze_excite": self.squeeze_excite,
+                "fused_mbconv": self.fused_mbconv,
+                "classifier": self.classifier,
+            }[step.operator]
+            joined = self.stem_depthwise(step, rest[0]) if rest else None
+            if joined is not None:
+                apart = next(ways(step)), next(self.depthwise(rest[0]))
+                both = Option(
+                    "stem_conv, depthwise_conv",
+                    (*apart[0].tasks, *apart[1].tasks),
+                    {**apart[0].specs, **apart[1].specs},
+                )
+                options, rest = [joined, both], rest[1:]
+            else:
+                options = list(ways(step))
+            options.sort(key=lambda option: option.seconds)
+            choices.append(Choice(step, tuple(options)))
+            self.specs.update(options[0].specs)
+            steps = rest
+        return choices, self.specs
+
+    # ---- values ----------------------------------------------------------------------------------
+
+    def name(self, name: str) -> str:
+        return self.plan.network.aliases.get(name, name)
+
+    def map_size(self, name: str) -> tuple[int, int, int]:
+        return self.plan.sizes[self.name(name)]
+
+    def spec_of(self, name: str) -> Spec:
+        return spec_of(self.plan, name, self.dtype)
+
+    def sums_of(self, name: str | None, tiles: int) -> tuple[str | None, dict[str, Spec]]:
+        """Where a depthwise convolution leaves its tiles' sums: who needs totals adds them."""
+        if name is None:
+            return None, {}
+        c = self.map_size(name)[0]
+        partial = f"{name}:tiles" if name in self.outside else name
+        return partial, {partial: Spec((tiles, c), torch.float32)}
+
+    # ---- costs -----------------------------------------------------------------------------------
+
+    def task(
+        self,
+        operator: str,
+        language: str,
+        node: str,
+        make: Callable[[Device, Tensors, Weights], Launch],
+        reads: Iterable[str | None],
+        specs: Mapping[str, Spec],
+        weights: int,
+        cycles: float,
+        blocks: int,
+        cut: str = "",
+    ) -> Task:
+        """``specs`` are of what it writes, ``weights`` its bytes of constants."""
+        names = tuple(self.name(name) for name in reads if name is not None)
+        known = {**self.specs, **specs}
+        total = weights + sum(
+            (known.get(name) or self.spec_of(name)).bytes(self.batch) for name in (*names, *specs)
+        )
+        seconds = max(cycles / self.target.clock, total / self.target.dram) + LAUNCH_SECONDS
+        writes = tuple(specs)
+        return Task(operator, language, node, cut, names, writes, make, blocks, total, seconds)
+
+    def element_cycles(self, elements: float, each: float) -> float:
+        """Of a kernel that spreads over the GPU."""
+        return elements * each / self.target.multiprocessors
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def stem(self, step: Step) -> Iterator[Option]:
+        (node,) = step.nodes
+        spec = self.spec_of(node.name)
+        taps = math.prod(node.weight.shape[1:])
+        for language in self.languages:
+            kernels = host_side(language, "stem_conv")
+
+            def make(device: Device, t: Tensors, w: Weights, kernels=kernels) -> Launch:
+                packed = w.get((node.name, kernels), lambda: kernels.pack(node.weight, node.bias))
+                x, y = t[self.name(node.x)], t[node.name]
+                return kernels.launch(device, x, packed, y, step.window, node.act)
+
+            outputs = self.batch * math.prod(spec.shape)
+            cycles = self.element_cycles(outputs, taps / 32)
+            task = self.task(
+                "stem_conv", language, node.name, make, (node.x,), {node.name: spec},
+                node.weight.nbytes, cycles, -(-outputs // 2048),
+            )  # fmt: skip
+            yield Option(f"stem_conv ({language})", (task,), {node.name: spec})
+
+    def stem_depthwise(self, step: Step, following: Step) -> Option | None:
+        """A stem and the depthwise convolution that alone reads it, in one kernel."""
+        node, then = step.nodes[0], following.nodes[-1]
+        if "cuda" not in self.languages or not isinstance(node, StemConv):
+            return None
+        if following.operator != "depthwise_conv" or then.x != node.name:
+            return None
+        if node.name in self.outside or self.readers(node.name) != 1:
+            return None
+        return self.ring(then, following.window, node, step.window)
+
+    def readers(self, name: str) -> int:
+        return sum(self.name(n) == name for step in self.plan.steps for n in step.reads())
+
+    def ring(self, node: DepthwiseConv, window: Any, first: Any, stem: Any = None) -> Option | None:
+        """expand_depthwise.cu, where it can."""
+        spec = self.spec_of(node.name)
+        channels, *out = spec.shape
+        cin, h, w = self.map_size(first.x)
+        x = DeviceTensor(None, 0, self.dtype, (1, cin, h, w), (h * w * cin, 1, w * cin, cin))
+        y = DeviceTensor(None, 0, self.dtype, (1, *spec.shape), spec.strides())
+        acts = first.act, node.act
+        if stem is None:
+            planes, depth, operator = cuda_expand.PLANES, cin, "expand_depthwise"
+            able = cuda_expand.can(x, y, channels, window, *acts)
+        else:
+            planes, depth, operator = cuda_expand.STEM_PLANES, 9 * cin, "stem_depthwise"
+            able = cuda_expand.can_stem(x, y, channels, stem, window, *acts)
+        if not able:
+            return None
+        k, s = window.kernel[0], window.stride[0]
+        cycles, cut = min(
+            cuda_expand.tilings(
+                self.batch, channels, tuple(out), k, s, depth, self.size,
+                self.target.multiprocessors, planes,
+            ),
+            key=lambda pair: pair[0],
+        )  # fmt: skip
+        tiles = -(-out[0] // cut.rows) * -(-out[1] // cut.columns)
+        sums, specs = self.sums_of(node.sums, tiles)
+        specs = {node.name: spec, **specs}
+
+        def make(device: Device, t: Tensors, w: Weights) -> Launch:
+            packed = w.get(
+                (node.name, operator),
+                lambda: cuda_expand.pack(first.weight, first.bias, node.weight, node.bias),
+            )
+            return cuda_expand.launch(
+                device, t[self.name(first.x)], packed, t[node.name], window, *acts,
+                None if sums is None else t[sums], stem, cut,
+            )  # fmt: skip
+
+        task = self.task(
+            operator, "cuda", node.name, make, (first.x,), specs,
+            first.weight.nbytes + 4 * (k * k + 1) * channels, cycles,
+            self.batch * tiles * -(-channels // (planes * cuda_expand.PLANE)),
+            f"{cut.rows}x{cut.columns} outputs, {cut.step_rows} rows a step",
+        )  # fmt: skip
+        return self.with_totals(operator, node, (task,), specs, sums)
+
+    def with_totals(
+        self,
+        name: str,
+        node: DepthwiseConv,
+        tasks: tuple[Task, ...],
+        specs: dict[str, Spec],
+        partial: str | None,
+    ) -> Option:
+        """With one more task where the sums of tiles have to be added up for others."""
+        if partial is None or partial == node.sums:
+            return Option(name, tasks, specs)
+        language = tasks[-1].language
+        side = host_side(language, "depthwise_conv")
+        sums, totals = node.sums, Spec((self.map_size(node.sums)[0],), torch.float32)
+
+        def make(device: Device, t: Tensors, w: Weights) -> Launch:
+            return side.total(device, t[partial], t[sums])
+
+        known, self.specs = self.specs, {**self.specs, **specs}
+        total = self.task(
+            "depthwise_conv_total", language, sums, make, (partial,), {sums: totals}, 0, 0.0,
+            -(-self.batch * totals.shape[0] // 256),
+        )  # fmt: skip
+        self.specs = known
+        return Option(name, (*tasks, total), {**specs, sums: totals})
+
+    def depthwise(self, step: Step) -> Iterator[Option]:
+        yield from self.depthwise_of(step.nodes[-1], step.window, self.spec_of(step.nodes[-1].x))
+
+    def depthwise_of(self, node: DepthwiseConv, window: Any, x: Spec) -> Iterator[Option]:
+        spec = self.spec_of(node.name)
+        c, h, w = x.shape
+        k = window.kernel[0]
+        elements = self.batch * math.prod(spec.shape)
+        for language in self.languages:
+            side = host_side(language, "depthwise_conv")
+            options: dict[str, Any] = {}
+            if language == "cuda":
+                whole = c * self.size % 32 != 0
+                cut = cuda_depthwise.tiling(
+                    self.batch, c, h, w, window, self.size, self.target.multiprocessors, whole
+                )
+                options["cut"] = cut
+                tiles = cuda_depthwise.tile_count(cut, spec.shape[1:])
+                text = "" if cut is None else f"{cut.rows}x{cut.columns} outputs a thread"
+                each = k * k / 64 + 0.35
+            else:
+                tiles = side.tile_count(spec.shape[1:])
+                text, each = "", k * k / 32 + 0.5
+            sums, sum_specs = self.sums_of(node.sums, tiles)
+            specs = {node.name: spec, **sum_specs}
+
+            def make(
+                device: Device, t: Tensors, w: Weights, side=side, sums=sums, options=options
+            ) -> Launch:
+                (constants,) = w.get(
+                    (node.name, "depthwise_conv"), lambda: (side.pack(node.weight, node.bias),)
+                )
+                there = None if sums is None else t[sums]
+                return side.launch(
+                    device, t[self.name(node.x)], constants, t[node.name], window, node.act,
+                    there, **options,
+                )  # fmt: skip
+
+            task = self.task(
+                "depthwise_conv", language, node.name, make, (node.x,), specs,
+                4 * (k * k + 1) * c, self.element_cycles(elements, each),
+                self.batch * tiles * -(-c // 64), text,
+            )  # fmt: skip
+            yield self.with_totals(f"depthwise_conv ({language})", node, (task,), specs, sums)
+
+    def expand_depthwise(self, step: Step) -> Iterator[Option]:
+        first, node = step.nodes
+        if "cuda" in self.languages:
+            fused = self.ring(node, step.window, first)
+            if fused is not None:
+                yield fused
+        # Two kernels, with the wide map in memory.
+        _, h, w = self.map_size(first.x)
+        wide = Spec((first.weight.shape[0], h, w), self.dtype)
+        for before in self.pointwise_of(first, wide):
+            known, self.specs = self.specs, {**self.specs, **before.specs}
+            for after in self.depthwise_of(node, step.window, wide):
+                yield Option(
+                    "pointwise_conv, depthwise_conv",
+                    (*before.tasks, *after.tasks),
+                    {**before.specs, **after.specs},
+                )
+            self.specs = known
+
+    def pointwise(self, step: Step) -> Iterator[Option]:
+        (node,) = step.nodes
+        yield from self.pointwise_of(node, self.spec_of(node.name))
+
+    def pointwise_of(self, node: PointwiseConv, y: Spec) -> Iterator[Option]:
+        cin, h, w = self.map_size(node.x)
+        cout, pixels = node.weight.shape[0], h * w
+        for language in self.languages:
+            side = host_side(language, "pointwise_conv")
+            multiprocessors = self.target.multiprocessors
+            arguments = (self.batch, pixels, cin, cout, self.dtype, multiprocessors)
+            cut = side.tiling(*arguments)
+            cycles = cuda_pointwise.cycles(cut.m, cut.n, *arguments, gated=node.gate is not None)
+            tiles = -(-pixels // cut.m)
+            blocks = self.batch * tiles * -(-cout // cut.n)
+            partial = f"{node.name}:tiles"
+            specs = {node.name: y}
+            if node.pool:
+                specs = {partial: Spec((tiles, cout), torch.float32)}
+
+            def make(
+                device: Device, t: Tensors, w: Weights, side=side, cut=cut, partial=partial
+            ) -> Launch:
+                packed = w.get((node.name, side), lambda: side.pack(node.weight, node.bias))
+                gate, residual = (
+                    None if name is None else t[self.name(name)]
+                    for name in (node.gate, node.residual)
+                )
+                y, sums = (None, t[partial]) if node.pool else (t[node.name], None)
+                if gate is not None:
+                    gate = flat(gate)
+                x = t[self.name(node.x)]
+                return side.launch(device, x, packed, y, node.act, gate, residual, sums, cut)
+
+            task = self.task(
+                "pointwise_conv", language, node.name, make, (node.x, node.gate, node.residual),
+                specs, node.weight.nbytes, cycles, blocks, f"{cut.m}x{cut.n}",
+            )  # fmt: skip
+            tasks = [task]
+            if node.pool:
+
+                def mean(
+                    device: Device, t: Tensors, w: Weights, side=side, partial=partial
+                ) -> Launch:
+                    return side.mean(device, t[partial], flat(t[node.name]), pixels)
+
+                known, self.specs = self.specs, {**self.specs, **specs}
+                tasks.append(
+                    self.task(
+                        "pointwise_conv_mean",
+                        language,
+                        node.name,
+                        mean,
+                        (partial,),
+                        {node.name: y},
+                        0,
+                        0.0,
+                        -(-self.batch * cout // 128),
+                    )
+                )
+                self.specs = known
+                specs = {**specs, node.name: y}
+            yield Option(f"pointwise_conv ({language})", tuple(tasks), specs)
+
+    def squeeze_excite(self, step: Step) -> Iterator[Option]:
+        (node,) = step.nodes
+        spec = self.spec_of(node.name)
+        for language in self.languages:
+            side = host_side(language, "squeeze_excite")
+
+            def make(device: Device, t: Tensors, w: Weights, side=side) -> Launch:
+                packed = w.get(
+                    (node.name, side), lambda: side.pack(node.w1, node.b1, node.w2, node.b2)
+                )
+                sums = t[self.name(node.sums)]
+                if len(sums.shape) == 2:  # of whole images
+                    n, c = sums.shape
+                    sums = replace(sums, shape=(n, 1, c), strides=(c, c, 1))
+                return side.launch(
+                    device, sums, step.pixels, packed, flat(t[node.name]), node.act, node.gate_act
+                )
+
+            # Every block reads all weights; some 8 bytes a cycle while nothing else runs.
+            own = 2 * node.w1.nbytes / 16 + 3000
+            cycles = -(-self.batch // (4 * self.target.multiprocessors)) * own
+            task = self.task(
+                "squeeze_excite", language, node.name, make, (node.sums,), {node.name: spec},
+                2 * node.w1.nbytes, cycles, self.batch,
+            )  # fmt: skip
+            yield Option(f"squeeze_excite ({language})", (task,), {node.name: spec})
+
+    def fused_mbconv(self, step: Step) -> Iterator[Option]:
+        first, node = step.nodes[0], step.nodes[-1]
+        project = None if node is first else node
+        y = self.spec_of(node.name)
+        cout, out_h, out_w = y.shape
+        mid, taps = first.weight.shape[0], math.prod(first.weight.shape[2:])
+        depth = taps * (first.weight.shape[1] + -first.weight.shape[1] % (16 // self.size))
+        arguments = (self.batch, out_h * out_w, depth, mid)
+        for language in self.languages:
+            side = host_side(language, "fused_mbconv")
+            if project is not None and not side.projects(cout):
+                continue
+            projected = None if project is None else cout
+            cycles = side.modelled(*arguments, projected, self.dtype, self.target.multiprocessors)
+
+            def make(device: Device, t: Tensors, w: Weights, side=side) -> Launch:
+                return self.convolve(device, t, w, side, step, first, project, node.residual)
+
+            weights = first.weight.nbytes + (0 if project is None else project.weight.nbytes)
+            task = self.task(
+                "fused_mbconv", language, node.name, make, (first.x, node.residual),
+                {node.name: y}, weights, cycles, -(-self.batch * out_h * out_w // 128),
+            )  # fmt: skip
+            yield Option(f"fused_mbconv ({language})", (task,), {node.name: y})
+        if project is None:
+            return
+        # Two kernels, with the wide map in memory.
+        wide = Spec((mid, out_h, out_w), self.dtype)
+        for language in self.languages:
+            side = host_side(language, "fused_mbconv")
+            cycles = side.modelled(*arguments, None, self.dtype, self.target.multiprocessors)
+
+            def make_first(device: Device, t: Tensors, w: Weights, side=side) -> Launch:
+                return self.convolve(device, t, w, side, step, first, None, None)
+
+            task = self.task(
+                "fused_mbconv", language, first.name, make_first, (first.x,),
+                {first.name: wide}, first.weight.nbytes, cycles,
+                -(-self.batch * out_h * out_w // 128) * -(-mid // 64),
+            )  # fmt: skip
+            known, self.specs = self.specs, {**self.specs, first.name: wide}
+            for after in self.pointwise_of(project, y):
+                yield Option(
+                    "fused_mbconv, pointwise_conv",
+                    (task, *after.tasks),
+                    {first.name: wide, **after.specs},
+                )
+            self.specs = known
+
+    def convolve(
+        self,
+        device: Device,
+        t: Tensors,
+        weights: Weights,
+        side: Any,
+        step: Step,
+        first: Any,
+        project: PointwiseConv | None,
+        residual: str | None,
+    ) -> Launch:
+        """The launch of a fused_mbconv kernel."""
+        last = first if project is None else project
+        pair = (None, None) if project is None else (project.weight, project.bias)
+        packed = weights.get((last.name, side), lambda: side.pack(first.weight, first.bias, *pair))
+        return side.launch(
+            device, t[self.name(first.x)], packed, t[last.name], step.window, first.act,
+            Act.NONE if project is None else project.act,
+            None if residual is None else t[self.name(residual)],
+        )  # fmt: skip
+
+    def classifier(self, step: Step) -> Iterator[Option]:
+        (node,) = step.nodes
+        spec = self.spec_of(node.name)
+        cout, cin = node.weight.shape
+        for language in self.languages:
+            side = host_side(language, "pointwise_conv")
+            multiprocessors = self.target.multiprocessors
+            # Rows are the pixels of one image.
+            arguments = (1, self.batch, cin, cout, self.dtype, multiprocessors)
+            cut = side.tiling(*arguments)
+
+            def make(device: Device, t: Tensors, w: Weights, side=side, cut=cut) -> Launch:
+                packed = w.get((node.name, side), lambda: side.pack(node.weight, node.bias))
+                x, y = (rows(t[self.name(name)]) for name in (node.x, node.name))
+                return side.launch(device, x, packed, y, Act.NONE, cut=cut)
+
+            task = self.task(
+                "classifier", language, node.name, make, (node.x,), {node.name: spec},
+                node.weight.nbytes, cuda_pointwise.cycles(cut.m, cut.n, *arguments),
+                -(-self.batch // cut.m) * -(-cout // cut.n), f"{cut.m}x{cut.n}",
+            )  # fmt: skip
+            yield Option(f"classifier ({language})", (task,), {node.name: spec})
+
+
+def flat(x: DeviceTensor) -> DeviceTensor:
+    """A map of one pixel as (N, C)."""
+    n, c = x.shape[:2]
+    return replace(x, shape=(n, c), strides=(x.strides[0], 1))
+
+
+def rows(x: DeviceTensor) -> DeviceTensor:
+    """Vectors as the pixels of one map."""
+    n, c = x.shape[:2]
+    return replace(x, shape=(1, c, n, 1), strides=(n * x.strides[0], 1, x.strides[0], x.strides[0]))
