@@ -35,15 +35,9 @@ struct Activation {
     low = act == Act::kNone ? -__builtin_huge_valf() : 0.0f;
     high = act == Act::kRelu6 ? 6.0f : __builtin_huge_valf();
   }
-  template <int kCount>
-  __device__ void operator()(float (&x)[kCount]) const {
-    if (is_swish) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = swish(x[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = clamp(x[i], low, high);
-    }
+  template <bool kIsSwish>
+  __device__ float of(float x) const {
+    return kIsSwish ? swish(x) : clamp(x, low, high);
   }
 };
 
@@ -163,26 +157,70 @@ __device__ void stage_inputs(const ExpandDepthwise& p, const Tile& t, int first_
   }
 }
 
-__device__ void store_run(float* p, const float (&x)[1]) { *p = x[0]; }
-__device__ void store_run(__half* p, const float (&x)[2]) {
-  *reinterpret_cast<__half2*>(p) = __floats2half2_rn(x[0], x[1]);
+// A run of sums, rounded, or zeros.
+__device__ void store_run(float* to, const float (&x)[1], bool inside) {
+  *to = inside ? x[0] : 0.0f;
 }
-__device__ void store_run(__nv_bfloat16* p, const float (&x)[2]) {
-  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(x[0], x[1]);
+__device__ void store_run(__half* to, const float (&x)[2], bool inside) {
+  const __half2 two = __floats2half2_rn(x[0], x[1]);
+  *reinterpret_cast<uint32_t*>(to) = inside ? reinterpret_cast<const uint32_t&>(two) : 0;
+}
+__device__ void store_run(__nv_bfloat16* to, const float (&x)[2], bool inside) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(x[0], x[1]);
+  *reinterpret_cast<uint32_t*>(to) = inside ? reinterpret_cast<const uint32_t&>(two) : 0;
 }
 
-// Rows of the wide map from `first_row` of the tile on, to the ring; zeros outside the map.
+// The sums of a warp's product, from pixel `first` of a step on, to the ring; zeros outside the
+// map.
+template <class T, bool kIsSwish, class Product>
+__device__ void store_wide(const ExpandDepthwise& p, const Tile& t, int first_row, int first,
+                           int pixels, const Activation& act, Product& product, char* ring) {
+#pragma unroll
+  for (int i = 0; i < Product::kRows; ++i) {
+    const int pixel = first + Product::row(i);
+    if (pixel >= pixels) break;
+    unsigned column = pixel;
+    unsigned ring_row = first_row + divide_off(column, p.span);
+    const int h = t.wide_row + static_cast<int>(ring_row);
+    const int w = t.wide_column + static_cast<int>(column);
+    const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
+                        static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
+    divide_off(ring_row, p.ring_rows);
+    T* const to = reinterpret_cast<T*>(ring + ring_row * p.ring_pitch) + column * kPlane;
+#pragma unroll
+    for (int n = 0; n < Product::kRuns; ++n) {
+      // Columns of a plane are 16, of the runs of all threads 8.
+      T* const at = reinterpret_cast<T*>(reinterpret_cast<char*>(to) + n / 2 * p.plane_bytes) +
+                    Product::column(n % 2);
+      float x[Product::kRun];
+#pragma unroll
+      for (int j = 0; j < Product::kRun; ++j) x[j] = act.of<kIsSwish>(product.run(i, n)[j]);
+      store_run(at, x, inside);
+    }
+  }
+}
+
+// Rows of the wide map from `first_row` of the tile on, to the ring.
 template <class T, int kChannels>
 __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
                        const Activation& act, char* shared) {
+  using Product = WarpTile<T, kPixels, kChannels>;
   constexpr int kSteps = kDepth<T> / kStep;
   const int pixels = min(p.step_rows, t.wide_rows - first_row) * p.span.divisor;
   const int steps = (p.depth + kStep - 1) / kStep;
   const float* bias = reinterpret_cast<const float*>(shared + p.bias_offset);
 #pragma unroll 1
   for (int first = threadIdx.x / 32 * kPixels; first < pixels; first += kWarps * kPixels) {
-    using Product = WarpTile<T, kPixels, kChannels>;
     Product product;
+#pragma unroll
+    for (int n = 0; n < Product::kRuns; ++n) {
+#pragma unroll
+      for (int j = 0; j < Product::kRun; ++j) {
+        const float b = bias[Product::column(n) + j];
+#pragma unroll
+        for (int i = 0; i < Product::kRows; ++i) product.run(i, n)[j] = b;
+      }
+    }
     const char* a = shared + p.input_offset + first * kRowBytes;
     const char* b = shared + p.weight_offset;
 #pragma unroll 1
@@ -192,34 +230,35 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
                                        b + tile * kChannels * kRowBytes, step % kSteps,
                                        static_cast<const T*>(nullptr));
     }
-    product.for_each([&](int row, int channel, const float* sum) {
-      const int pixel = first + row;
-      if (pixel >= pixels) return;
-      unsigned column = pixel;
-      unsigned ring_row = first_row + divide_off(column, p.span);
-      const int h = t.wide_row + static_cast<int>(ring_row);
-      const int w = t.wide_column + static_cast<int>(column);
-      const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
-                          static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
-      divide_off(ring_row, p.ring_rows);
-      float x[Product::kRun];
+    char* const ring = shared + p.ring_offset;
+    if (act.is_swish) {
+      store_wide<T, true>(p, t, first_row, first, pixels, act, product, ring);
+    } else {
+      store_wide<T, false>(p, t, first_row, first, pixels, act, product, ring);
+    }
+  }
+}
+
+// A thread's outputs, of which the first `columns` are inside the map.
+template <class T, bool kIsSwish>
+__device__ void finish(const Activation& act, float (&acc)[kColumns][kQuad], int columns, T* to,
+                       int64_t pixel, float (&sum)[kQuad]) {
 #pragma unroll
-      for (int i = 0; i < Product::kRun; ++i) x[i] = sum[i] + bias[channel + i];
-      act(x);
+  for (int c = 0; c < kColumns; ++c, to += pixel) {
+    if (c >= columns) break;
 #pragma unroll
-      for (int i = 0; i < Product::kRun; ++i) x[i] = inside ? x[i] : 0.0f;
-      char* const to = shared + p.ring_offset + ring_row * p.ring_pitch +
-                       channel / kPlane * p.plane_bytes +
-                       (column * kPlane + channel % kPlane) * sizeof(T);
-      store_run(reinterpret_cast<T*>(to), x);
-    });
+    for (int j = 0; j < kQuad; ++j) {
+      acc[c][j] = act.of<kIsSwish>(acc[c][j]);
+      sum[j] += acc[c][j];
+    }
+    store_quad(to, acc[c]);
   }
 }
 
 template <class T, int K, int S, int kPlanes, bool kIsStem>
 __device__ void expand_depthwise(const ExpandDepthwise& p) {
   constexpr int kChannels = kPlanes * kPlane, kWarpsOfPlane = kWarps / kPlanes;
-  constexpr int kUnroll = K <= 3 ? K : 1;  // or bfloat16's spills
+  constexpr int kUnroll = K <= 3 ? K : 1;  // or bfloat16 spills
   extern __shared__ __align__(128) char shared[];
   __shared__ __align__(16) float scratch[kWarps * kPlane];
   const Tile t = tile_of_block<K, S, kChannels>(p);
@@ -280,15 +319,12 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
           ring_row = 0, from -= p.ring_rows.divisor * p.ring_pitch;
         }
       }
-      const int column = group * kColumns;
-      T* to = y + row * p.y_row + column * p.y_pixel;
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c, to += p.y_pixel) {
-        if (column + c >= t.columns || channel >= t.channels) continue;
-        act(acc[0][c]);
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) sum[j] += acc[0][c][j];
-        store_quad(to, acc[0][c]);
+      T* const to = y + row * p.y_row + group * kColumns * p.y_pixel;
+      const int columns = channel < t.channels ? t.columns - static_cast<int>(group) * kColumns : 0;
+      if (act.is_swish) {
+        finish<T, true>(act, acc[0], columns, to, p.y_pixel, sum);
+      } else {
+        finish<T, false>(act, acc[0], columns, to, p.y_pixel, sum);
       }
     }
     done = end;

@@ -157,11 +157,16 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
     __syncthreads();
   }
   float* outputs = reinterpret_cast<float*>(shared);
-  projection.for_each([&](int row, int column, const float* sum) {
-    float* const at = outputs + (warp_m * (kM / 4) + row) * kOutPitch + warp_n * (kN / 2) + column;
 #pragma unroll
-    for (int i = 0; i < Projection::kRun; ++i) at[i] = sum[i];
-  });
+  for (int i = 0; i < Projection::kRows; ++i) {
+#pragma unroll
+    for (int n = 0; n < Projection::kRuns; ++n) {
+      float* const at = outputs + (warp_m * (kM / 4) + Projection::row(i)) * kOutPitch +
+                        warp_n * (kN / 2) + Projection::column(n);
+#pragma unroll
+      for (int j = 0; j < Projection::kRun; ++j) at[j] = projection.run(i, n)[j];
+    }
+  }
   __syncthreads();
   finish_outputs<T, kThreads, kN, kOutPitch>(
       p.out, {image, all_tiles, first_pixel, pixels, 0, p.out.cout}, outputs);
@@ -172,19 +177,19 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
 extern "C" {
 
 #define EFFNET_FAST_ALL(name, T)                                                   \
-  __global__ void __launch_bounds__(256, 1)                                           \
+  __global__ void __launch_bounds__(256, 1)                                        \
       fused_mbconv_128x64_##name(__grid_constant__ const FusedMbconv p) {          \
     dense_conv<T, 128, 64, 4, 2>(p);                                               \
   }                                                                                \
-  __global__ void __launch_bounds__(128, 3)                                           \
+  __global__ void __launch_bounds__(128, 3)                                        \
       fused_mbconv_64x64_##name(__grid_constant__ const FusedMbconv p) {           \
     dense_conv<T, 64, 64, 2, 2>(p);                                                \
   }                                                                                \
-  __global__ void __launch_bounds__(256, 1)                                           \
+  __global__ void __launch_bounds__(256, 1)                                        \
       fused_mbconv_project_128x64_##name(__grid_constant__ const FusedMbconv p) {  \
     dense_conv_project<T, 128, 64>(p);                                             \
   }                                                                                \
-  __global__ void __launch_bounds__(256, 1)                                           \
+  __global__ void __launch_bounds__(256, 1)                                        \
       fused_mbconv_project_128x128_##name(__grid_constant__ const FusedMbconv p) { \
     dense_conv_project<T, 128, 128>(p);                                            \
   }

@@ -123,21 +123,11 @@ class WarpTile {
     }
   }
 
-  // f(row, column, sums) for each run of kRun columns.
-  template <class F>
-  __device__ void for_each(F f) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < kM / 16; ++m) {
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          f(16 * m + 8 * i + lane / 4, 8 * n + lane % 4 * 2, &sum_[m][n][2 * i]);
-        }
-      }
-    }
-  }
+  // A thread has kRows x kRuns runs of kRun adjacent sums.
+  static constexpr int kRows = kM / 8, kRuns = kN / 8;
+  __device__ static int row(int i) { return 8 * i + threadIdx.x % 32 / 4; }
+  __device__ static int column(int n) { return 8 * n + threadIdx.x % 4 * kRun; }
+  __device__ float* run(int i, int n) { return &sum_[i / 2][n][i % 2 * kRun]; }
 
  private:
   float sum_[kM / 16][kN / 8][4] = {};
@@ -177,15 +167,10 @@ class WarpTile<float, kM, kN> {
     }
   }
 
-  template <class F>
-  __device__ void for_each(F f) {
-    const int down = threadIdx.x % 32 / 8, across = threadIdx.x % 8;
-#pragma unroll
-    for (int m = 0; m < kM / 4; ++m) {
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n) f(4 * m + down, 8 * n + across, &sum_[m][n]);
-    }
-  }
+  static constexpr int kRows = kM / 4, kRuns = kN / 8;
+  __device__ static int row(int i) { return 4 * i + threadIdx.x % 32 / 8; }
+  __device__ static int column(int n) { return 8 * n + threadIdx.x % 8; }
+  __device__ float* run(int i, int n) { return &sum_[i][n]; }
 
  private:
   float sum_[kM / 4][kN / 8] = {};
@@ -261,11 +246,17 @@ class BlockProduct {
 #pragma unroll 1
     for (int k = 0; k < kWarpsK; ++k) {
       if (k == warp_k) {
-        tile_.for_each([&](int row, int column, const float* sum) {
-          float* const at = to + row * kPitch + column;
 #pragma unroll
-          for (int i = 0; i < Warp::kRun; ++i) at[i] = k == 0 ? sum[i] : at[i] + sum[i];
-        });
+        for (int i = 0; i < Warp::kRows; ++i) {
+          float* const row = to + Warp::row(i) * kPitch;
+#pragma unroll
+          for (int n = 0; n < Warp::kRuns; ++n) {
+            float* const at = row + Warp::column(n);
+            const float* const sum = tile_.run(i, n);
+#pragma unroll
+            for (int j = 0; j < Warp::kRun; ++j) at[j] = k == 0 ? sum[j] : at[j] + sum[j];
+          }
+        }
       }
       __syncthreads();
     }

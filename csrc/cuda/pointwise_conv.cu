@@ -103,11 +103,11 @@ extern "C" {
 
 // Pixels, channels; warps along pixels, channels and columns of W.
 #define EFFNET_FAST_TILE(M, N, WM, WN, WK, name, T)                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))                                   \
+  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))        \
       pointwise_conv_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) {       \
     pointwise_conv<T, M, N, WM, WN, WK, false>(p);                                       \
   }                                                                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))                                   \
+  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))        \
       pointwise_conv_gated_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) { \
     pointwise_conv<T, M, N, WM, WN, WK, true>(p);                                        \
   }

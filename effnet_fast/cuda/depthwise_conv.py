@@ -13,6 +13,7 @@ import numpy as np
 
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.gpu import cost
 from effnet_fast.gpu.counts import SECTOR
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_depthwise as pack
@@ -380,6 +381,57 @@ def _covered(outputs: int, tiles: int, k: int, s: int, low: int, size: int, dila
     return total
 
 
+def cycles(
+    cut: Tiling | None,
+    n: int,
+    c: int,
+    out: tuple[int, int],
+    window: Window,
+    size: int,
+    multiprocessors: int,
+) -> float:
+    """What a launch takes, modelled.
+
+    Parameters
+    ----------
+    cut : Tiling or None
+    n, c : int
+        Images and channels.
+    out : (int, int)
+        Height and width of the output.
+    window : Window
+    size : int
+        Bytes of an element.
+    multiprocessors : int
+    """
+    k, s = window.kernel[0], window.stride[0]
+    if cut is None:
+        blocks = n * tile_count(None, out) * -(-c // ANY_CHANNELS)
+        taps = window.kernel[0] * window.kernel[1]
+        return cost.cycles(blocks, multiprocessors, ANY_PIXELS * (taps * 20 + 60))
+    warps = cut.planes * cut.warps
+    outputs = cut.tile_rows * cut.rows * cut.tile_columns * cut.columns * cut.planes * PLANE
+    inputs = (cut.tile_rows * cut.rows - 1) * s + k, (cut.tile_columns * cut.columns - 1) * s + k
+    return cost.cycles(
+        n * cut.tiles * -(-c // (PLANE * cut.planes)),
+        multiprocessors,
+        warps * _instructions(cut, k, s, size),
+        special=cost.SWISH_SPECIAL * outputs,
+        l2_bytes=inputs[0] * inputs[1] * cut.planes * PLANE * size,
+        alone=3000,
+    )
+
+
+def _instructions(cut: Tiling, k: int, s: int, size: int) -> float:
+    """Of a warp: loads, conversions and products of the taps; activation and store; staging."""
+    rows, columns = (cut.rows - 1) * s + k, (cut.columns - 1) * s + k
+    outputs = cut.rows * cut.columns
+    taps = rows * columns * (1 if size == 4 else 5) + k * k * cut.rows * (1 + 4 * cut.columns)
+    staged = (cut.tile_rows * cut.rows - 1) * s + k, (cut.tile_columns * cut.columns - 1) * s + k
+    copies = staged[0] * staged[1] * cut.planes * PLANE * size / 16 / cut.threads
+    return taps + outputs * 32 + copies * 18 + 300
+
+
 def _cost(
     cut: Tiling,
     n: int,
@@ -394,13 +446,7 @@ def _cost(
     """Modelled cycles of a launch: of instructions or of L2, with what is idle at the end."""
     chunks = -(-c // (PLANE * cut.planes))
     blocks = n * cut.tiles * chunks
-    rows, columns = (cut.rows - 1) * s + k, (cut.columns - 1) * s + k
-    outputs = cut.rows * cut.columns
-    # Of a warp: loads, conversions and products of the taps; activation and store; staging.
-    taps = rows * columns * (1 if size == 4 else 5) + k * k * cut.rows * (1 + 4 * cut.columns)
-    staged = (cut.tile_rows * cut.rows - 1) * s + k, (cut.tile_columns * cut.columns - 1) * s + k
-    copies = staged[0] * staged[1] * cut.planes * PLANE * size / 16 / cut.threads
-    instructions = taps + outputs * 32 + copies * 18 + 300
+    instructions = _instructions(cut, k, s, size)
     warps = cut.planes * cut.warps
     # Multiprocessors take turns with blocks; one needs some 6 warps to be busy.
     own = -(-blocks // multiprocessors)

@@ -13,6 +13,7 @@ import torch
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import ROW_BYTES
 from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_depthwise, pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
@@ -236,24 +237,36 @@ def tilings(
         tiles = -(-out[0] // cut.rows) * -(-out[1] // cut.columns)
         wide_rows = (cut.rows - 1) * s + k
         steps = -(-wide_rows // cut.step_rows)
-        products = g.input_rows * planes * PLANE * g.units * 16 / size
-        # A multiprocessor's cycles, as an H100's: products, swish, the taps, the L2.
-        rate = 1024 if size == 2 else 100
-        warps = -(-g.input_rows // PIXELS // (THREADS // 32))
-        waste = warps * (THREADS // 32) * PIXELS / g.input_rows
-        expand = waste * (products / rate + 0.25 * g.input_rows * planes * PLANE) * steps
+        # Instructions of warps: of products of 16 pixels, of threads' outputs, of copies.
+        wide = planes * PLANE
+        product = planes * (2 * 14 + 12) * 2 + 60
+        product += -(-depth // 16) * ((8 + 3 * planes) if size == 2 else 190 * planes)
         loads = ((COLUMNS - 1) * s + k) * (1 if size == 4 else 5)
-        item = k * (loads + k * (1 + 4 * COLUMNS)) + COLUMNS * 32 + 40
-        items = -(-max(1, cut.step_rows // s) * g.groups // per_plane)
-        taps = steps * items * THREADS / 32 * item / 4
-        copies = steps * g.input_rows * g.units * 30 / 32 / 4
-        busy = expand + taps + copies + steps * 100
-        bytes_read = (wide_rows * g.span + planes * PLANE) * g.units * 16
-        busy = max(busy, bytes_read / 32)
-        resident = min(2, max(1, (227 << 10) // (g.shared + 1024)))
-        alone = steps * 1500 / (1 if resident == 1 else 1.5) + busy
-        blocks = n * tiles * chunks
-        yield max(-(-blocks // multiprocessors) * busy, alone), cut
+        item = k * (loads + k * (1 + 4 * COLUMNS)) + COLUMNS * 32 + 60
+        rounds = -(-max(1, cut.step_rows // s) * g.groups // per_plane)
+        count = steps * (
+            g.input_rows / PIXELS * product
+            + rounds * THREADS / 32 * item
+            + g.input_rows * g.units / 32 * 36
+            + 600
+        )
+        elements = steps * g.input_rows * wide + cut.rows * cut.columns * wide
+        # Blocks beside it hide what a block waits for, at its barriers and copies.
+        resident = min(3, (227 << 10) // (g.shared + 1024))
+        warps = THREADS / 32
+        rests = steps * (800 + -(-g.input_rows // PIXELS // warps) * product * 4)
+        yield (
+            cost.cycles(
+                n * tiles * chunks,
+                multiprocessors,
+                (count + 2500) * (1.25 if resident < 2 else 1.0),
+                special=cost.SWISH_SPECIAL * elements,
+                products=steps * g.input_rows * wide * depth if size == 2 else 0,
+                l2_bytes=(wide_rows * g.span + wide) * depth * size,
+                alone=rests + 2000,
+            ),
+            cut,
+        )
 
 
 @functools.lru_cache(4096)

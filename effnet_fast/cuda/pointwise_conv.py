@@ -12,6 +12,7 @@ import torch
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import ROW_BYTES, Epilogue, address, stages_bytes, sums_bytes
 from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
@@ -100,16 +101,22 @@ def cycles(
     gated : bool
     """
     size, half = dtype.itemsize, dtype.itemsize == 2
-    # A multiprocessor's products of a cycle, as mma.sync gets them; bytes from the L2.
-    products, bytes_read = 1024 if half else 100, 32
     blocks = images * -(-pixels // m) * -(-cout // n)
-    depth = -(-cin // 16) * 16
-    busy = m * n * depth * (1 + (gated and half)) / products + m * n * 0.2
-    busy = max(busy, (m + n) * cin * size / bytes_read)
-    # What a block waits for, one after the other, when it is alone.
-    tiles = -(-cin * size // ROW_BYTES)
-    alone = 2000 + 500 * tiles / (4 if m * n == 1024 else 1)
-    return max(-(-blocks // multiprocessors) * busy, alone)
+    steps, tiles = -(-cin // 16), -(-cin * size // ROW_BYTES)
+    split = 4 if m * n == 1024 else 1
+    warps = m * n / 1024 * split
+    # Of a warp: once; for each tile of columns; for each 16 columns; for each four outputs.
+    step = (44 + (36 if gated else 0)) if half else 1100 + (256 if gated else 0)
+    instructions = 350 + 120 * tiles + step * steps / split + 45 * m * n / 128 / warps
+    return cost.cycles(
+        blocks,
+        multiprocessors,
+        warps * instructions,
+        special=cost.SWISH_SPECIAL * m * n,
+        products=m * n * 16 * steps * (1 + gated) if half else 0,
+        l2_bytes=(m + n) * cin * size,
+        alone=2000 + 500 * tiles / split,
+    )
 
 
 @functools.lru_cache(4096)

@@ -33,22 +33,25 @@ class Home:
     ----------
     torch_device : where the images are.
     apart : whether each value has an allocation of its own, for the machine to guard.
+    target : the GPU that kernels are chosen for.
     """
 
     device: Device
     torch_device: torch.device
     languages: tuple[str, ...]
     apart: bool
+    target: Target
 
     def __post_init__(self) -> None:
-        self.target = Target.of(self.device)
         self.weights = Weights(self.upload)
         self.lock = threading.Lock()
 
     @classmethod
     def on(cls, device: Device, torch_device: torch.device, languages: Sequence[str] = ()) -> Home:
         """With the languages whose kernels are there, if none are named."""
-        return cls(device, torch_device, tuple(languages) or available(), device.backend == "ptx")
+        apart = device.backend == "ptx"
+        target = Target.of(device)
+        return cls(device, torch_device, tuple(languages) or available(), apart, target)
 
     @property
     def emulated(self) -> bool:
@@ -96,10 +99,13 @@ class GpuEngine:
     plan : Plan
     home : Home
     dtype : torch.dtype
+    batch : int, optional
+        To choose kernels for, whatever the batch that is run.
     """
 
-    def __init__(self, plan: Plan, home: Home, dtype: torch.dtype):
+    def __init__(self, plan: Plan, home: Home, dtype: torch.dtype, batch: int | None = None):
         self.plan = plan
+        self.batch = batch
         self.home = home
         self.dtype = dtype
         self._lock = threading.Lock()
@@ -134,7 +140,7 @@ class GpuEngine:
         return max((n.arena_bytes for n in self._natives(batch) if n is not None), default=0)
 
     def _lower(self, stage: Stage, batch: int) -> tuple[list[Choice], dict[str, Spec]]:
-        home = self.home
+        home, batch = self.home, self.batch or batch
         return lower(self.plan, stage, batch, self.dtype, home.target, home.languages)
 
     def _natives(self, batch: int, stream: Stream | None = None) -> list[_Native | None]:

@@ -16,8 +16,9 @@ import torch
 from ..cuda import depthwise_conv as cuda_depthwise
 from ..cuda import expand_depthwise as cuda_expand
 from ..cuda import pointwise_conv as cuda_pointwise
+from ..gpu import cost
 from ..gpu.device import Device, Launch
-from ..gpu.targets import LAUNCH_SECONDS, Target
+from ..gpu.targets import Target
 from ..gpu.tensor import DeviceTensor
 from ..network import Act, DepthwiseConv, PointwiseConv, StemConv
 from ..ops.gpu_step import host_side
@@ -34,6 +35,7 @@ class Spec:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    is_ours: bool = True  # not the caller's image, which lies as it does
 
     def bytes(self, batch: int = 1) -> int:
         """Of a batch."""
@@ -43,7 +45,7 @@ class Spec:
         """Of a batch: a map's channels are adjacent, its pixels begin at multiples of 16 bytes."""
         if len(self.shape) == 3:
             c, h, w = self.shape
-            pixel = c + -c % (16 // self.dtype.itemsize) if h * w > 1 else c
+            pixel = c + -c % (16 // self.dtype.itemsize) if h * w > 1 and self.is_ours else c
             return pixel * h * w, 1, w * pixel, pixel
         return tuple(math.prod(self.shape[i:]) for i in range(len(self.shape) + 1))
 
@@ -140,7 +142,7 @@ def spec_of(plan: Plan, name: str, dtype: torch.dtype) -> Spec:
     name = plan.network.aliases.get(name, name)
     if any(name == getattr(node, "sums", None) for node in _depthwise(plan)):
         return Spec(plan.sizes[name][:1], torch.float32)
-    return Spec(plan.sizes[name], dtype)
+    return Spec(plan.sizes[name], dtype, name != plan.network.input)
 
 
 def _depthwise(plan: Plan) -> Iterator[DepthwiseConv]:
@@ -238,7 +240,8 @@ class _Lowering:
         total = weights + sum(
             (known.get(name) or self.spec_of(name)).bytes(self.batch) for name in (*names, *specs)
         )
-        seconds = max(cycles / self.target.clock, total / self.target.dram) + LAUNCH_SECONDS
+        seconds = max(cycles / self.target.clock, total / self.target.dram)
+        seconds += cost.LAUNCH_SECONDS
         writes = tuple(specs)
         return Task(operator, language, node, cut, names, writes, make, blocks, total, seconds)
 
@@ -261,7 +264,7 @@ class _Lowering:
                 return kernels.launch(device, x, packed, y, step.window, node.act)
 
             outputs = self.batch * math.prod(spec.shape)
-            cycles = self.element_cycles(outputs, taps / 32)
+            cycles = self.element_cycles(outputs, (taps + 40) / 32 / cost.ISSUE)
             task = self.task(
                 "stem_conv", language, node.name, make, (node.x,), {node.name: spec},
                 node.weight.nbytes, cycles, -(-outputs // 2048),
@@ -373,10 +376,16 @@ class _Lowering:
                 options["cut"] = cut
                 tiles = cuda_depthwise.tile_count(cut, spec.shape[1:])
                 text = "" if cut is None else f"{cut.rows}x{cut.columns} outputs a thread"
-                each = k * k / 64 + 0.35
+                cycles = cuda_depthwise.cycles(
+                    cut, self.batch, c, spec.shape[1:], window, self.size,
+                    self.target.multiprocessors,
+                )  # fmt: skip
             else:
                 tiles = side.tile_count(spec.shape[1:])
-                text, each = "", k * k / 32 + 0.5
+                text = ""
+                # A warp's instructions for each output, by the machine's counts.
+                each = (1.5 * k * k + 30) / 32 / cost.ISSUE
+                cycles = self.element_cycles(elements, each)
             sums, sum_specs = self.sums_of(node.sums, tiles)
             specs = {node.name: spec, **sum_specs}
 
@@ -394,7 +403,7 @@ class _Lowering:
 
             task = self.task(
                 "depthwise_conv", language, node.name, make, (node.x,), specs,
-                4 * (k * k + 1) * c, self.element_cycles(elements, each),
+                4 * (k * k + 1) * c, cycles,
                 self.batch * tiles * -(-c // 64), text,
             )  # fmt: skip
             yield self.with_totals(f"depthwise_conv ({language})", node, (task,), specs, sums)

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from effnet_fast.errors import ArgumentError
 from effnet_fast.gpu.device import Device
 
-# From the end of a kernel to the begin of one that depends on it, in a graph.
-LAUNCH_SECONDS = 1e-6
-
 
 @dataclass(frozen=True)
 class Target:
