@@ -7,6 +7,7 @@ leave room between them lies NaN: in inputs it spoils a result, and in outputs i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -339,37 +340,40 @@ def expand_case(
     return Case(operands, launch)
 
 
-def expand_cases(k: int, s: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Of expand_depthwise_k<k>s<s>_<dtype>."""
-    cut = expand_depthwise.Tiling
+def expand_cases(k: int, s: int, planes: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Of expand_depthwise_k<k>s<s>_<16 planes>_<dtype>."""
+    cut = functools.partial(expand_depthwise.Tiling, planes=planes)
     unit = 16 // dtype.itemsize
     lies, quads = Lie(gap=unit, row_gap=unit), Lie(gap=4, row_gap=8, offset=4)
     low = (k - 1) // 2
-    pads = (low, low, k - 1 - low, k - 1 - low)
-    window = Window((k, k), (s, s), (1, 1), pads)
+    window = Window((k, k), (s, s), (1, 1), (low, low, k - 1 - low, k - 1 - low))
+    channels = 16 * planes
     # Tiles of rows and of columns, of which the last are smaller; more than one chunk of channels,
     # the last of them in part; more columns of a matrix than one tile has.
     yield expand_case(
-        dtype, (2, 5 * unit, 12 * s, 11 * s), 60, window, cut(5, 5, 2), "swish", None, lies, quads
-    )
+        dtype, (2, 5 * unit, 12 * s, 11 * s), channels + 12, window, cut(5, 5, 2), "swish", None,
+        lies, quads,
+    )  # fmt: skip
     depth = 17 * unit
-    yield expand_case(dtype, (1, depth, 9, 8), 48, window, cut(-(-9 // s), 7, 3), "relu6")
-    # x that ends within a copy; a step that is the whole map; no biases.
+    yield expand_case(dtype, (1, depth, 9, 8), channels, window, cut(-(-9 // s), 7, 3), "relu6")
+    # x that ends within a copy; a step that is the whole map; no biases; padding at one side.
+    window = Window((k, k), (s, s), (1, 1), (0, k - 1, k - 1, 0))
     yield expand_case(
         dtype, (1, unit + 3, 7, 15), 36, window, cut(-(-7 // s), -(-15 // s), 16), "swish", None,
         Lie(gap=unit - 3), biases=False,
     )  # fmt: skip
+    window = Window((k, k), (s, s), (1, 1), (k - 1,) * 4)
     yield expand_case(dtype, (1, unit, 2, 1), 4, window, cut(1, 1, 1), "none")
 
 
 def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
     """Of stem_depthwise_k3s1_<dtype>."""
-    cut = expand_depthwise.Tiling
+    cut = functools.partial(expand_depthwise.Tiling, planes=2)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     stem = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
     yield expand_case(dtype, (2, 3, 22, 26), 40, window, cut(5, 6, 2), "swish", stem)
-    stem = Window((3, 3), (1, 2), (1, 1), (1, 1, 0, 2))
-    yield expand_case(dtype, (1, 5, 8, 15), 32, window, cut(7, 8, 9), "relu", stem)
+    stem = Window((3, 3), (2, 2), (1, 1), (1, 1, 0, 2))
+    yield expand_case(dtype, (1, 5, 15, 15), 32, window, cut(7, 8, 9), "relu", stem)
 
 
 def pointwise_case(

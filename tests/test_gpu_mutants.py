@@ -15,6 +15,7 @@ import pytest
 import torch
 from ptx_mutants import ORDERS, Mutant, mutants
 
+from effnet_fast.cuda.expand_depthwise import PLANES, WINDOWS
 from effnet_fast.cuda.pointwise_conv import VARIANTS
 from effnet_fast.errors import BackendError, GpuError, KernelFault
 from effnet_fast.gpu import fat_binary
@@ -87,16 +88,13 @@ def targets() -> Iterable[Target]:
         yield Target(f"swish_{name}", "cuda", swish_cases, quick)
         swish_cases = functools.partial(cases.swish_cases, "triton", dtype, ((1040, 0, "swish"),))
         yield Target(f"swish_{name}", "triton", swish_cases, quick)
-        for k, s in ((3, 1), (3, 2), (5, 1), (5, 2)):
-            expand_cases = functools.partial(cases.expand_cases, k, s, dtype)
-            yield Target(
-                f"expand_depthwise_k{k}s{s}_{name}",
-                "cuda",
-                expand_cases,
-                quick and (k, s) == (3, 2),
-            )
-        stem_cases = functools.partial(cases.stem_cases, dtype)
-        yield Target(f"stem_depthwise_k3s1_{name}", "cuda", stem_cases)
+        for (k, s), planes in itertools.product(WINDOWS, PLANES):
+            expand_cases = functools.partial(cases.expand_cases, k, s, planes, dtype)
+            kernel = f"expand_depthwise_k{k}s{s}_{16 * planes}_{name}"
+            yield Target(kernel, "cuda", expand_cases, quick and (k, s, planes) == (3, 2, 3))
+        if dtype == HALF:
+            stem_cases = functools.partial(cases.stem_cases, dtype)
+            yield Target(f"stem_depthwise_k3s1_{name}", "cuda", stem_cases)
         for cut, gated in itertools.product(VARIANTS, (False, True)):
             pointwise_cases = functools.partial(cases.pointwise_cases, "cuda", dtype, cut, gated)
             yield Target(

@@ -22,7 +22,7 @@ constexpr int kThreads = 192;
 constexpr int kWarps = kThreads / 32;
 constexpr int kColumns = 7;  // outputs of a thread
 constexpr int kPixels = 16;  // of a warp's product
-constexpr int kStemKernel = 3;
+constexpr int kStemKernel = 3, kStemStride = 2;
 
 // Swish, or a clamp that is relu, relu6 or nothing.
 struct Activation {
@@ -43,12 +43,17 @@ struct Activation {
 
 struct Tile {
   int64_t image;
-  int64_t sums;               // of the image's tiles before this, and its channels before
-  int channel, channels;      // the first, and how many
-  int row, column;            // the first of y
-  int rows, columns;          // of y
-  int wide_row, wide_column;  // the first of the wide map; may be padding
-  int wide_rows;
+  int64_t sums;           // of the image's tiles before this, and its channels before
+  int channel, channels;  // the first, and how many
+  int row, column;        // the first of y
+  int rows, columns;      // of y
+  // Of the wide map. Rows count from the first that outputs see, which may be padding.
+  int wide_row;            // the first
+  int wide_rows;           // how many
+  int first_row, end_row;  // inside the map
+  int column_of_map;       // the first that is made
+  int column_of_ring;      // where that is in the ring
+  bool has_padding;        // whether some of the ring is never made
 };
 
 template <int K, int S, int kChannels>
@@ -67,29 +72,19 @@ __device__ Tile tile_of_block(const ExpandDepthwise& p) {
   t.rows = min(p.out_h - t.row, p.tile_rows);
   t.columns = min(p.out_w - t.column, p.tile_columns);
   t.wide_row = t.row * S - p.top;
-  t.wide_column = t.column * S - p.left;
   t.wide_rows = (t.rows - 1) * S + K;
+  t.first_row = max(-t.wide_row, 0);
+  t.end_row = min(p.h - t.wide_row, t.wide_rows);
+  const int column = t.column * S - p.left, span = p.span.divisor;
+  t.column_of_map = max(min(column, p.w - span), 0);
+  t.column_of_ring = t.column_of_map - column;
+  t.has_padding = t.first_row > 0 || t.column_of_ring != 0 || p.ring_columns > span;
   return t;
 }
 
-// Of a unit of the step's inputs: its pixel, and where that is on the wide map.
-struct Unit {
-  int unit, pixel, row, column;
-  bool inside;
-};
-
-__device__ Unit unit_of(const ExpandDepthwise& p, const Tile& t, int i, int first_row, int pixels) {
-  Unit u;
-  unsigned unit = i;
-  const unsigned pixel = divide_off(unit, p.units);
-  unsigned column = pixel;
-  u.row = t.wide_row + first_row + static_cast<int>(divide_off(column, p.span));
-  u.column = t.wide_column + static_cast<int>(column);
-  u.unit = unit;
-  u.pixel = pixel;
-  u.inside = u.pixel < pixels && static_cast<unsigned>(u.row) < static_cast<unsigned>(p.h) &&
-             static_cast<unsigned>(u.column) < static_cast<unsigned>(p.w);
-  return u;
+// Rows of a step that are inside the map.
+__device__ int rows_of_step(const ExpandDepthwise& p, const Tile& t, int first_row) {
+  return max(min(p.step_rows, t.end_row - first_row), 0);
 }
 
 // Elements of a unit that are inside a row of `depth`.
@@ -121,94 +116,149 @@ __device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* sha
   }
 }
 
-// The pixels of a step from row `first_row` of the tile's wide map on.
-template <class T, bool kIsStem>
-__device__ void stage_inputs(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
-  const int pixels = min(p.step_rows, t.wide_rows - first_row) * p.span.divisor;
+// x at the pixels of a step from row `first_row` of the tile's wide map on.
+template <class T>
+__device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
+  const int pixels = rows_of_step(p, t, first_row) * p.span.divisor;
   const int count = (pixels + kPixels - 1) / kPixels * kPixels * p.units.divisor;
-  const T* x = static_cast<const T*>(p.x) + t.image * p.x_image;
+  const T* x = static_cast<const T*>(p.x) + t.image * p.x_image +
+               (t.wide_row + first_row) * p.x_row + t.column_of_map * p.x_pixel;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kThreads) {
-    const Unit u = unit_of(p, t, i, first_row, pixels);
-    char* const at = to + unit_at(u.pixel, u.unit, p.input_rows);
-    if constexpr (!kIsStem) {
-      const int bytes = elements_of<T>(u.unit, p.depth) * static_cast<int>(sizeof(T));
-      copy_async(at, x + u.row * p.x_row + u.column * p.x_pixel + u.unit * kUnit<T>,
-                 u.inside ? bytes : 0);
-    } else {
-      // [channel][row][column] of the stem's window.
-      const int top = u.row * p.stem_stride_h - p.stem_top;
-      const int left = u.column * p.stem_stride_w - p.stem_left;
-      Vector<T> v;
-#pragma unroll
-      for (int j = 0; j < kUnit<T>; ++j) {
-        const int tap = u.unit * kUnit<T> + j;
-        const int channel = tap / (kStemKernel * kStemKernel);
-        const int h = top + tap % (kStemKernel * kStemKernel) / kStemKernel;
-        const int w = left + tap % kStemKernel;
-        const bool inside = u.inside && tap < p.depth &&
-                            static_cast<unsigned>(h) < static_cast<unsigned>(p.image_h) &&
-                            static_cast<unsigned>(w) < static_cast<unsigned>(p.image_w);
-        v.at[j] =
-            inside ? x[channel * p.x_channel + h * p.x_row + w * p.x_pixel] : round_to<T>(0.0f);
-      }
-      *reinterpret_cast<uint4*>(at) = v.bits;
-    }
+    unsigned unit = i;
+    const unsigned pixel = divide_off(unit, p.units);
+    unsigned column = pixel;
+    const unsigned row = divide_off(column, p.span);
+    const int bytes = elements_of<T>(unit, p.depth) * static_cast<int>(sizeof(T));
+    copy_async(to + unit_at(pixel, unit, p.input_rows),
+               x + row * p.x_row + column * p.x_pixel + unit * kUnit<T>,
+               static_cast<int>(pixel) < pixels ? bytes : 0);
   }
 }
 
-// A run of sums, rounded, or zeros.
-__device__ void store_run(float* to, const float (&x)[1], bool inside) {
-  *to = inside ? x[0] : 0.0f;
-}
-__device__ void store_run(__half* to, const float (&x)[2], bool inside) {
-  const __half2 two = __floats2half2_rn(x[0], x[1]);
-  *reinterpret_cast<uint32_t*>(to) = inside ? reinterpret_cast<const uint32_t&>(two) : 0;
-}
-__device__ void store_run(__nv_bfloat16* to, const float (&x)[2], bool inside) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(x[0], x[1]);
-  *reinterpret_cast<uint32_t*>(to) = inside ? reinterpret_cast<const uint32_t&>(two) : 0;
+// The part of the image that the stem's windows of a step see: [channel][row][column], zeros
+// outside the image.
+template <class T>
+__device__ void stage_image(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
+  const int rows = rows_of_step(p, t, first_row) * kStemStride + kStemKernel - kStemStride;
+  const int count = p.channels_in * p.image_rows.divisor * p.image_units.divisor;
+  const int top = (t.wide_row + first_row) * kStemStride - p.stem_top;
+  const int left = t.column_of_map * kStemStride - p.stem_left;
+  const T* x = static_cast<const T*>(p.x) + t.image * p.x_image;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    unsigned unit = i;
+    unsigned row = divide_off(unit, p.image_units);
+    const unsigned channel = divide_off(row, p.image_rows);
+    const int h = top + static_cast<int>(row), w = left + static_cast<int>(unit) * kUnit<T>;
+    const bool has_row =
+        static_cast<int>(row) < rows && static_cast<unsigned>(h) < static_cast<unsigned>(p.image_h);
+    const T* from = x + channel * p.x_channel + h * p.x_row + w * p.x_pixel;
+    Vector<T> v;
+#pragma unroll
+    for (int j = 0; j < kUnit<T>; ++j, from += p.x_pixel) {
+      const bool inside =
+          has_row && static_cast<unsigned>(w + j) < static_cast<unsigned>(p.image_w);
+      v.at[j] = inside ? *from : round_to<T>(0.0f);
+    }
+    *reinterpret_cast<uint4*>(to + i * 16) = v.bits;
+  }
 }
 
-// The sums of a warp's product, from pixel `first` of a step on, to the ring; zeros outside the
-// map.
+template <class T, bool kIsStem>
+__device__ void stage_inputs(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
+  if constexpr (kIsStem) {
+    stage_image<T>(p, t, first_row, to);
+  } else {
+    stage_pixels<T>(p, t, first_row, to);
+  }
+}
+
+// The products of a warp's pixels with the stem's weights. Rows of both matrices are
+// [channel][row][4]: two columns of a window are a register, and adjacent in the image, whose
+// stride is even; the fourth is none.
+template <class T, class Product>
+__device__ void multiply_stem(const ExpandDepthwise& p, const char* image, int first, int pixels,
+                              const char* weights, Product& product) {
+  const int lane = threadIdx.x % 32, pair = lane % 2, groups = p.channels_in * kStemKernel;
+  const uint32_t mask = pair == 0 ? ~0u : 0xffffu;
+  const int pitch = p.image_units.divisor * 16;
+  const char* from[Product::kRows];
+#pragma unroll
+  for (int i = 0; i < Product::kRows; ++i) {
+    unsigned column = min(first + Product::row(i), pixels - 1);
+    const int row = divide_off(column, p.span);
+    from[i] = image + row * kStemStride * pitch + (column * kStemStride + 2 * pair) * sizeof(T);
+  }
+#pragma unroll 1
+  for (int step = 0; step * 4 < groups; ++step) {
+    uint32_t a[1][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int group = 4 * step + 2 * half + lane % 4 / 2;  // channel and row of the window
+      const int channel = group / kStemKernel, row = group % kStemKernel;
+      const int offset = group < groups ? (channel * p.image_rows.divisor + row) * pitch : 0;
+#pragma unroll
+      for (int i = 0; i < Product::kRows; ++i) {
+        const uint32_t two = *reinterpret_cast<const uint32_t*>(from[i] + offset);
+        a[0][2 * half + i] = group < groups ? two & mask : 0;
+      }
+    }
+    product.template multiply_fragments<false>(a, a, weights, step);
+  }
+}
+
+// A run of sums, rounded.
+__device__ void store_run(float* to, const float (&x)[1]) { *to = x[0]; }
+__device__ void store_run(__half* to, const float (&x)[2]) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x[0], x[1]);
+}
+__device__ void store_run(__nv_bfloat16* to, const float (&x)[2]) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
+}
+
+// The sums of a warp's product, from pixel `first` of a step on, to the ring.
 template <class T, bool kIsSwish, class Product>
 __device__ void store_wide(const ExpandDepthwise& p, const Tile& t, int first_row, int first,
                            int pixels, const Activation& act, Product& product, char* ring) {
 #pragma unroll
   for (int i = 0; i < Product::kRows; ++i) {
     const int pixel = first + Product::row(i);
-    if (pixel >= pixels) break;
     unsigned column = pixel;
     unsigned ring_row = first_row + divide_off(column, p.span);
-    const int h = t.wide_row + static_cast<int>(ring_row);
-    const int w = t.wide_column + static_cast<int>(column);
-    const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
-                        static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
+    const int ring_column = t.column_of_ring + static_cast<int>(column);
+    // At the map's edges some columns are made that no output sees.
+    if (pixel >= pixels ||
+        static_cast<unsigned>(ring_column) >= static_cast<unsigned>(p.ring_columns)) {
+      continue;
+    }
     divide_off(ring_row, p.ring_rows);
-    T* const to = reinterpret_cast<T*>(ring + ring_row * p.ring_pitch) + column * kPlane;
+    T* const to = reinterpret_cast<T*>(ring + ring_row * p.ring_pitch) + ring_column * kPlane;
 #pragma unroll
     for (int n = 0; n < Product::kRuns; ++n) {
-      // Columns of a plane are 16, of the runs of all threads 8.
+      // A plane has 16 columns, the runs of all threads have 8.
       T* const at = reinterpret_cast<T*>(reinterpret_cast<char*>(to) + n / 2 * p.plane_bytes) +
                     Product::column(n % 2);
       float x[Product::kRun];
 #pragma unroll
       for (int j = 0; j < Product::kRun; ++j) x[j] = act.of<kIsSwish>(product.run(i, n)[j]);
-      store_run(at, x, inside);
+      store_run(at, x);
     }
   }
 }
 
 // Rows of the wide map from `first_row` of the tile on, to the ring.
-template <class T, int kChannels>
+template <class T, int kChannels, bool kIsStem>
 __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
                        const Activation& act, char* shared) {
   using Product = WarpTile<T, kPixels, kChannels>;
   constexpr int kSteps = kDepth<T> / kStep;
-  const int pixels = min(p.step_rows, t.wide_rows - first_row) * p.span.divisor;
+  const int rows = rows_of_step(p, t, first_row), pixels = rows * p.span.divisor;
   const int steps = (p.depth + kStep - 1) / kStep;
   const float* bias = reinterpret_cast<const float*>(shared + p.bias_offset);
+  const char* inputs = shared + p.input_offset;
+  const char* weights = shared + p.weight_offset;
+  char* const ring = shared + p.ring_offset;
 #pragma unroll 1
   for (int first = threadIdx.x / 32 * kPixels; first < pixels; first += kWarps * kPixels) {
     Product product;
@@ -221,20 +271,33 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
         for (int i = 0; i < Product::kRows; ++i) product.run(i, n)[j] = b;
       }
     }
-    const char* a = shared + p.input_offset + first * kRowBytes;
-    const char* b = shared + p.weight_offset;
+    if constexpr (kIsStem) {
+      multiply_stem<T>(p, inputs, first, pixels, weights, product);
+    } else {
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const int tile = step / kSteps;
-      product.template multiply<false>(a + tile * p.input_rows * kRowBytes,
-                                       b + tile * kChannels * kRowBytes, step % kSteps,
-                                       static_cast<const T*>(nullptr));
+      for (int step = 0; step < steps; ++step) {
+        const int tile = step / kSteps;
+        product.template multiply<false>(inputs + (tile * p.input_rows + first) * kRowBytes,
+                                         weights + tile * kChannels * kRowBytes, step % kSteps,
+                                         static_cast<const T*>(nullptr));
+      }
     }
-    char* const ring = shared + p.ring_offset;
     if (act.is_swish) {
       store_wide<T, true>(p, t, first_row, first, pixels, act, product, ring);
     } else {
       store_wide<T, false>(p, t, first_row, first, pixels, act, product, ring);
+    }
+  }
+  // Below the map.
+  const int end = min(first_row + p.step_rows, t.wide_rows);
+#pragma unroll 1
+  for (int row = first_row + rows; row < end; ++row) {
+    unsigned ring_row = row;
+    divide_off(ring_row, p.ring_rows);
+    char* const to = ring + ring_row * p.ring_pitch;
+#pragma unroll 1
+    for (int i = threadIdx.x * 16; i < p.ring_pitch; i += kThreads * 16) {
+      *reinterpret_cast<uint4*>(to + i) = uint4{0, 0, 0, 0};
     }
   }
 }
@@ -266,8 +329,8 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   char* const ring = shared + p.ring_offset;
   stage_constants<K>(p.constants, p.padded_channels, t.channel, p.planes, constants);
   stage_weights<T, kChannels>(p, t, shared);
-  stage_inputs<T, kIsStem>(p, t, 0, shared + p.input_offset);
-  if (p.ring_padding) {
+  stage_inputs<T, kIsStem>(p, t, t.first_row, shared + p.input_offset);
+  if (t.has_padding) {
     const int bytes = p.ring_rows.divisor * p.ring_pitch;
 #pragma unroll 1
     for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) {
@@ -286,13 +349,13 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   float sum[kQuad] = {};
   int done = 0;  // rows of y
 #pragma unroll 1
-  for (int first_row = 0; first_row < t.wide_rows; first_row += p.step_rows) {
+  for (int first_row = t.first_row; first_row < t.wide_rows; first_row += p.step_rows) {
     wait_for_copies();
     __syncthreads();
-    expand<T, kChannels>(p, t, first_row, expand_act, shared);
+    expand<T, kChannels, kIsStem>(p, t, first_row, expand_act, shared);
     __syncthreads();
     const int produced = min(first_row + p.step_rows, t.wide_rows);
-    if (produced < t.wide_rows) {
+    if (produced < t.end_row) {
       stage_inputs<T, kIsStem>(p, t, produced, shared + p.input_offset);
     }
     const int end = produced < K ? 0 : (produced - K) / S + 1;
@@ -354,17 +417,25 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
 
 extern "C" {
 
-#define EFFNET_FAST_KERNEL(K, S, planes, name, T)                                       \
-  __global__ void __launch_bounds__(kThreads, 2)                                        \
-      expand_depthwise_k##K##s##S##_##name(__grid_constant__ const ExpandDepthwise p) { \
-    expand_depthwise<T, K, S, planes, false>(p);                                        \
+#define EFFNET_FAST_KERNEL(K, S, planes, channels, name, T) \
+  __global__ void __launch_bounds__(kThreads, 2)            \
+      expand_depthwise_k##K##s##S##_##channels##_##name(    \
+          __grid_constant__ const ExpandDepthwise p) {      \
+    expand_depthwise<T, K, S, planes, false>(p);            \
   }
 
-#define EFFNET_FAST_ALL(name, T)                                              \
-  EFFNET_FAST_KERNEL(3, 1, 3, name, T)                                        \
-  EFFNET_FAST_KERNEL(3, 2, 3, name, T)                                        \
-  EFFNET_FAST_KERNEL(5, 1, 3, name, T)                                        \
-  EFFNET_FAST_KERNEL(5, 2, 3, name, T)                                        \
+// 48 channels at a time, or 96: for maps so small that a plane has no outputs for two warps.
+#define EFFNET_FAST_ALL(name, T)           \
+  EFFNET_FAST_KERNEL(3, 1, 3, 48, name, T) \
+  EFFNET_FAST_KERNEL(3, 1, 6, 96, name, T) \
+  EFFNET_FAST_KERNEL(3, 2, 3, 48, name, T) \
+  EFFNET_FAST_KERNEL(3, 2, 6, 96, name, T) \
+  EFFNET_FAST_KERNEL(5, 1, 3, 48, name, T) \
+  EFFNET_FAST_KERNEL(5, 1, 6, 96, name, T) \
+  EFFNET_FAST_KERNEL(5, 2, 3, 48, name, T) \
+  EFFNET_FAST_KERNEL(5, 2, 6, 96, name, T)
+
+#define EFFNET_FAST_STEM(name, T)                                             \
   __global__ void __launch_bounds__(kThreads, 2)                              \
       stem_depthwise_k3s1_##name(__grid_constant__ const ExpandDepthwise p) { \
     expand_depthwise<T, 3, 1, 2, true>(p);                                    \
@@ -373,7 +444,10 @@ extern "C" {
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)
 EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
+EFFNET_FAST_STEM(float16, __half)
+EFFNET_FAST_STEM(bfloat16, __nv_bfloat16)
 
+#undef EFFNET_FAST_STEM
 #undef EFFNET_FAST_ALL
 #undef EFFNET_FAST_KERNEL
 

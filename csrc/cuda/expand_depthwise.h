@@ -11,7 +11,8 @@ namespace effnet_fast::cuda {
 // All strides are in elements. "Wide" is the map between: of the expansion, or of the stem.
 struct ExpandDepthwise {
   const void* x;             // [image][pixel][depth]; of a stem [image][channel][pixel]
-  const void* weight;        // [channels][weight_depth], zeros from depth on
+  const void* weight;        // [channels][weight_depth], zeros from depth on; of a stem a row is
+                             // [channel][row][4], of which the last is 0
   const float* expand_bias;  // [channels], or null
   const float* constants;    // [k k + 1][padded_channels]: the taps, then the bias
   void* y;                   // [image][pixel][channels]
@@ -26,20 +27,22 @@ struct ExpandDepthwise {
   // Blocks: [image][tile][chunk of channels].
   Divisor chunks, tiles, column_tiles;
   int32_t tile_rows, tile_columns;  // outputs of a tile
-  // A step makes so many rows of the wide map.
+  // A step makes so many rows of the wide map, of `span` columns: all that a tile needs, or all
+  // that there are.
   int32_t step_rows;
-  Divisor span;    // columns of them
+  Divisor span;
   Divisor units;   // copies of 16 bytes that a row of x or weight is
   Divisor planes;  // of 16 channels, of a block
   Divisor ring_rows;
   Divisor groups;                   // of outputs of a thread, across a tile
   int32_t input_rows;               // room for pixels of a step, a multiple of 16
+  int32_t ring_columns;             // of a row of the ring: what the groups read
   int32_t ring_pitch, plane_bytes;  // of rows, and of planes of a row
-  int32_t ring_padding;             // whether rows are longer than the span
   // Shared memory, in bytes: the constants come first.
   int32_t bias_offset, weight_offset, input_offset, ring_offset;
-  // Of a stem.
-  int32_t image_h, image_w, stem_stride_h, stem_stride_w, stem_top, stem_left;
+  // Of a stem: the image, and what a step needs of it in shared memory, in units of 8 elements.
+  int32_t channels_in, image_h, image_w, stem_top, stem_left;
+  Divisor image_units, image_rows;
 };
 
 }  // namespace effnet_fast::cuda

@@ -106,6 +106,15 @@ class WarpTile {
         for (int i = 0; i < 4; ++i) gate_pair<T>(fa[m][i], rest[m][i], g[i / 2]);
       }
     }
+    multiply_fragments<kIsGated>(fa, rest, b, step);
+  }
+
+  // The same of rows in registers, as load_matrices gives them; with kIsGated of what gate_pair
+  // left out, too.
+  template <bool kIsGated>
+  __device__ void multiply_fragments(const uint32_t (&fa)[kM / 16][4],
+                                     const uint32_t (&rest)[kM / 16][4], const char* b, int step) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < kN / 16; ++n) {
       uint32_t fb[4];

@@ -293,23 +293,13 @@ class _Lowering:
         x = DeviceTensor(None, 0, self.dtype, (1, cin, h, w), (h * w * cin, 1, w * cin, cin))
         y = DeviceTensor(None, 0, self.dtype, (1, *spec.shape), spec.strides())
         acts = first.act, node.act
-        if stem is None:
-            planes, depth, operator = cuda_expand.PLANES, cin, "expand_depthwise"
-            able = cuda_expand.can(x, y, channels, window, *acts)
-        else:
-            planes, depth, operator = cuda_expand.STEM_PLANES, 9 * cin, "stem_depthwise"
-            able = cuda_expand.can_stem(x, y, channels, stem, window, *acts)
-        if not able:
+        if not cuda_expand.can(x, y, window, *acts, stem):
             return None
-        k, s = window.kernel[0], window.stride[0]
-        cycles, cut = min(
-            cuda_expand.tilings(
-                self.batch, channels, tuple(out), k, s, depth, self.size,
-                self.target.multiprocessors, planes,
-            ),
-            key=lambda pair: pair[0],
-        )  # fmt: skip
-        tiles = -(-out[0] // cut.rows) * -(-out[1] // cut.columns)
+        operator = "expand_depthwise" if stem is None else "stem_depthwise"
+        problem = cuda_expand.Problem.of(x, y, window, stem)
+        candidates = cuda_expand.tilings(self.batch, problem, self.target.multiprocessors)
+        cycles, cut = min(candidates, key=lambda pair: pair[0])
+        tiles = cuda_expand.tile_count(cut, tuple(out))
         sums, specs = self.sums_of(node.sums, tiles)
         specs = {node.name: spec, **specs}
 
@@ -325,9 +315,9 @@ class _Lowering:
 
         task = self.task(
             operator, "cuda", node.name, make, (first.x,), specs,
-            first.weight.nbytes + 4 * (k * k + 1) * channels, cycles,
-            self.batch * tiles * -(-channels // (planes * cuda_expand.PLANE)),
-            f"{cut.rows}x{cut.columns} outputs, {cut.step_rows} rows a step",
+            first.weight.nbytes + 4 * (window.kernel[0] ** 2 + 1) * channels, cycles,
+            self.batch * tiles * -(-channels // cut.channels),
+            f"{cut.rows}x{cut.columns}x{cut.channels} outputs, {cut.step_rows} rows a step",
         )  # fmt: skip
         return self.with_totals(operator, node, (task,), specs, sums)
 

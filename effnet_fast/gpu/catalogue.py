@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from effnet_fast.cuda import expand_depthwise, pointwise_conv
+from effnet_fast.cuda import expand_depthwise, fused_mbconv, pointwise_conv
 from effnet_fast.cuda.depthwise_conv import VARIANTS
 from effnet_fast.cuda.kernels import suffix
 from effnet_fast.errors import ArgumentError, BackendError, CompileError, GpuError
@@ -191,13 +191,13 @@ EXPAND = {(3, 1): (24, 56), (3, 2): (16, 112), (5, 1): (40, 28), (5, 2): (24, 56
 
 
 def _expand_example(
-    dtype: torch.dtype, k: int, stride: int
+    dtype: torch.dtype, k: int, stride: int, planes: int
 ) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
         cin, size = EXPAND[k, stride]
         window = Window((k, k), (stride, stride), (1, 1), (k // 2,) * 4)
         x = _operand(device, (1, cin, size, size), dtype)
-        return _expand_launch(device, x, (6 * cin, cin, 1, 1), window)
+        return _expand_launch(device, x, (6 * cin, cin, 1, 1), window, planes)
 
     return example
 
@@ -207,7 +207,7 @@ def _stem_depthwise_example(dtype: torch.dtype) -> Callable[[Device, CompiledKer
         window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
         x = DeviceTensor.upload(device, torch.randn(1, 3, 224, 224).to(dtype))
         stem = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
-        return _expand_launch(device, x, (32, 3, 3, 3), window, stem)
+        return _expand_launch(device, x, (32, 3, 3, 3), window, 2, stem)
 
     return example
 
@@ -217,23 +217,21 @@ def _expand_launch(
     x: DeviceTensor,
     weight: tuple[int, ...],
     window: Window,
+    planes: int,
     stem: Window | None = None,
 ) -> Launch:
-    side, size = expand_depthwise, x.dtype.itemsize
-    (k, _), (s, _), channels = window.kernel, window.stride, weight[0]
+    side, channels, k = expand_depthwise, weight[0], window.kernel[0]
     wide = x.shape[2:] if stem is None else stem.output_size(*x.shape[2:])
-    out = window.output_size(*wide)
-    depth = weight[1] * weight[2] * weight[3]
-    planes = side.PLANES if stem is None else side.STEM_PLANES
-    cut = side.tiling(BATCH, channels, out, k, s, depth, size, MULTIPROCESSORS, planes)
+    y = _output(device, (1, channels, *window.output_size(*wide)), x.dtype)
+    problem = side.Problem.of(x, y, window, stem)
+    found = side.tilings(BATCH, problem, MULTIPROCESSORS)
+    _, cut = min((pair for pair in found if pair[1].planes == planes), key=lambda pair: pair[0])
     constants = side.pack(
         torch.randn(weight).to(x.dtype), torch.randn(channels),
         torch.randn(channels, 1, k, k) / k, torch.randn(channels),
     )  # fmt: skip
     packed = tuple(DeviceTensor.upload(device, t) for t in constants)
-    y = _output(device, (1, channels, *out), x.dtype)
-    tiles = side.tiles(device, x, channels, out, window, stem, cut)
-    sums = _output(device, (1, tiles, channels), torch.float32)
+    sums = _output(device, (1, side.tile_count(cut, y.shape[2:]), channels), torch.float32)
     return side.launch(device, x, packed, y, window, Act.SWISH, Act.SWISH, sums, stem, cut)
 
 
@@ -243,14 +241,38 @@ def _mean_example(language: str, dtype: torch.dtype, device: Device, _: Compiled
     return host_side(language, "pointwise_conv").mean(device, sums, y, 49)
 
 
-def _stem_example(dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
+def _stem_example(
+    language: str, dtype: torch.dtype, channels: int = 32
+) -> Callable[[Device, CompiledKernel], Launch]:
     def example(device: Device, _: CompiledKernel) -> Launch:
         window = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
         x = DeviceTensor.upload(device, torch.randn(1, 3, 224, 224).to(dtype))
-        side = host_side("triton", "stem_conv")
-        packed = _packed(device, side, (32, 3, 3, 3), dtype)
-        y = _output(device, (1, 32, 112, 112), dtype)
+        side = host_side(language, "stem_conv")
+        packed = _packed(device, side, (channels, 3, 3, 3), dtype)
+        y = _output(device, (1, channels, 112, 112), dtype)
         return side.launch(device, x, packed, y, window, Act.SWISH)
+
+    return example
+
+
+def _fused_example(
+    language: str, dtype: torch.dtype, project: int | None, cut: Any = None
+) -> Callable[[Device, CompiledKernel], Launch]:
+    """A block of EfficientNetV2 with 48 channels, at 28 pixels."""
+
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        side, window = host_side(language, "fused_mbconv"), Window((3, 3), padding=(1, 1, 1, 1))
+        x = _operand(device, (1, 48, 28, 28), dtype)
+        first = torch.randn(192, 48, 3, 3).to(dtype) / 20, torch.randn(192)
+        last = (None, None)
+        if project is not None:
+            last = torch.randn(project, 192, 1, 1).to(dtype), torch.randn(project)
+        packed = tuple(
+            None if t is None else DeviceTensor.upload(device, t) for t in side.pack(*first, *last)
+        )
+        y = _output(device, (1, project or 192, 28, 28), dtype)
+        options = {} if cut is None else {"cut": cut}
+        return side.launch(device, x, packed, y, window, Act.SWISH, **options)
 
     return example
 
@@ -281,11 +303,22 @@ def _cuda() -> Iterator[CatalogueEntry]:
             name = f"squeeze_excite_{images}_{suffix(dtype)}"
             example = _squeeze_example("cuda", dtype, images)
             yield _cuda_entry("squeeze_excite", name, example)
-        for k, s in EXPAND:
-            name = f"expand_depthwise_k{k}s{s}_{suffix(dtype)}"
-            yield _cuda_entry("expand_depthwise", name, _expand_example(dtype, k, s))
-        name = f"stem_depthwise_k3s1_{suffix(dtype)}"
-        yield _cuda_entry("expand_depthwise", name, _stem_depthwise_example(dtype))
+        for (k, s), planes in itertools.product(EXPAND, expand_depthwise.PLANES):
+            name = f"expand_depthwise_k{k}s{s}_{16 * planes}_{suffix(dtype)}"
+            yield _cuda_entry("expand_depthwise", name, _expand_example(dtype, k, s, planes))
+        if dtype != torch.float32:
+            name = f"stem_depthwise_k3s1_{suffix(dtype)}"
+            yield _cuda_entry("expand_depthwise", name, _stem_depthwise_example(dtype))
+        for channels in (32, 64):
+            name = f"stem_conv_128x{channels}_{suffix(dtype)}"
+            yield _cuda_entry("stem_conv", name, _stem_example("cuda", dtype, channels))
+        for cut in fused_mbconv.VARIANTS:
+            name = f"fused_mbconv_{cut.m}x{cut.n}_{suffix(dtype)}"
+            yield _cuda_entry("fused_mbconv", name, _fused_example("cuda", dtype, None, cut))
+        for cut in fused_mbconv.PROJECTIONS:
+            name = f"fused_mbconv_project_{cut.m}x{cut.n}_{suffix(dtype)}"
+            example = _fused_example("cuda", dtype, cut.n - 16)
+            yield _cuda_entry("fused_mbconv", name, example)
         for tile, gated in itertools.product(pointwise_conv.VARIANTS, (False, True)):
             name = f"pointwise_conv{'_gated' * gated}_{tile.m}x{tile.n}_{suffix(dtype)}"
             layer = "project" if gated else "expand"
@@ -336,6 +369,9 @@ def _triton() -> Iterator[CatalogueEntry]:
             yield _pointwise_entry(name, layer, dtype, fused)
         name = f"stem_conv_{suffix(dtype)}"
         yield _stem_entry(name, dtype)
+        for project in (None, 48):
+            kind = "_project" if project else ""
+            yield _fused_entry(f"fused_mbconv{kind}_{suffix(dtype)}", dtype, project)
         name = f"pointwise_conv_mean_{suffix(dtype)}"
         example = functools.partial(_mean_example, "triton", dtype)
         yield _triton_entry("pointwise_conv", name, (dtype,), example, "compiled_mean")
@@ -349,7 +385,19 @@ def _stem_entry(name: str, dtype: torch.dtype) -> CatalogueEntry:
         fused = (Act.SWISH, True, True, side.block(32))
         return side.compiled(capability, dtype, (3, 3), (2, 2), *fused)
 
-    return CatalogueEntry(name, "triton", compile_, _stem_example(dtype))
+    return CatalogueEntry(name, "triton", compile_, _stem_example("triton", dtype))
+
+
+def _fused_entry(name: str, dtype: torch.dtype, project: int | None) -> CatalogueEntry:
+    def compile_(capability: int) -> CompiledKernel:
+        side = host_side("triton", "fused_mbconv")
+        fusion = side.Fusion(
+            Act.SWISH, True, Act.NONE if project else None, project is not None, False, True, True
+        )
+        cut = side.tiling(48, project or 192, project is not None, dtype)
+        return side.compiled(capability, dtype, ((3, 3), (1, 1), (1, 1)), cut, fusion)
+
+    return CatalogueEntry(name, "triton", compile_, _fused_example("triton", dtype, project))
 
 
 def _pointwise_entry(

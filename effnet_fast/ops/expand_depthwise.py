@@ -108,12 +108,13 @@ def gpu(
     acts = ACTS[a.expand_act], ACTS[a.act]
     if language == "cuda":
         kernels = host_side(language, "expand_depthwise")
-        if kernels.can(x, there, mid, a.window, *acts):
+        if kernels.can(x, there, a.window, *acts):
             packed = step.packed(kernels.pack(a.expand_weight, a.expand_bias, a.weight, a.bias))
             partial = None
+            multiprocessors = step.device.attributes["multiprocessor_count"]
+            cut = kernels.tiling(n, kernels.Problem.of(x, there, a.window, None), multiprocessors)
             if sums:
-                tiles = kernels.tiles(step.device, x, mid, tuple(y.shape[2:]), a.window)
-                partial = step.scratch((n, tiles, mid), a.x)
+                partial = step.scratch((n, kernels.tile_count(cut, y.shape[2:]), mid), a.x)
             launches = [kernels.launch(step.device, x, packed, there, a.window, *acts, partial)]
             if sums:
                 total_of = host_side(language, "depthwise_conv").total
