@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("pattern", nargs="?", default="*", help="of names, as in 'efficientnet_b*'")
     models.set_defaults(run=_models)
     _add_kernels(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -139,6 +140,59 @@ def _add_kernels(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as a JSON array, with all counts")
     parser.set_defaults(run=_kernels)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what the GPU engine would launch for a model, and what that costs",
+        description="Plan a model for a GPU that need not be there: which kernel does each step, "
+        "how it is cut, the bytes that it moves and the time that it is modelled to take. One "
+        "image is run on the PTX machine, which counts. Nothing of it is measured on a GPU.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="effnet_fast:NAME, timm:NAME, ...")
+    parser.add_argument("--backend", choices=("gpu",), default="gpu")
+    parser.add_argument("--arch", default="sm_90", help="as in sm_80 (default: sm_90)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float16",
+        help="default: float16",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=64, help="default: 64")
+    parser.add_argument("--size", type=int, help="of the images (default: the model's own)")
+    parser.add_argument("--language", choices=("cuda", "triton"), help="default: both")
+    parser.add_argument(
+        "--counts", action=argparse.BooleanOptionalAction, default=True,
+        help="run one image on the PTX machine (default)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="as a JSON object, with totals")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import json
+
+    import torch
+
+    from .classify.zoo import untrained_model
+    from .ops.extension import extension
+
+    extension()  # or the reason why it is not there
+    from .engine.gpu_report import report
+
+    torch.manual_seed(0)
+    size = None if options.size is None else (options.size, options.size)
+    planned = report(
+        untrained_model(options.model),
+        options.model,
+        arch=options.arch,
+        dtype=getattr(torch, options.dtype),
+        batch=options.batch,
+        size=size,
+        languages=(options.language,) if options.language else (),
+        count=options.counts,
+    )
+    print(json.dumps(planned.to_dict(), indent=2) if options.json else planned)
+    return 0
 
 
 def _classify(options: argparse.Namespace) -> int:

@@ -351,15 +351,15 @@ def expand_cases(k: int, s: int, planes: int, dtype: torch.dtype) -> Iterator[Ca
     # Tiles of rows and of columns, of which the last are smaller; more than one chunk of channels,
     # the last of them in part; more columns of a matrix than one tile has.
     yield expand_case(
-        dtype, (2, 5 * unit, 12 * s, 11 * s), channels + 12, window, cut(5, 5, 2), "swish", None,
+        dtype, (2, 5 * unit, 12 * s, 9 * s), channels + 12, window, cut(5, 5, 2), "swish", None,
         lies, quads,
     )  # fmt: skip
     depth = 17 * unit
-    yield expand_case(dtype, (1, depth, 9, 8), channels, window, cut(-(-9 // s), 7, 3), "relu6")
+    yield expand_case(dtype, (1, depth, 9, 8), channels, window, cut(-(-9 // s), 7, 2), "relu6")
     # x that ends within a copy; a step that is the whole map; no biases; padding at one side.
     window = Window((k, k), (s, s), (1, 1), (0, k - 1, k - 1, 0))
     yield expand_case(
-        dtype, (1, unit + 3, 7, 15), 36, window, cut(-(-7 // s), -(-15 // s), 16), "swish", None,
+        dtype, (1, unit + 3, 7, 11), 36, window, cut(-(-7 // s), -(-11 // s), 16), "swish", None,
         Lie(gap=unit - 3), biases=False,
     )  # fmt: skip
     window = Window((k, k), (s, s), (1, 1), (k - 1,) * 4)

@@ -13,8 +13,8 @@ struct Epilogue {
   const void* residual;  // as y, or null
   void* y;               // [image][pixel][cout], or null
   float* sums;           // [image][tile][cout], or null
-  int64_t r_image, r_row, r_pixel;
-  int64_t y_image, y_row, y_pixel;
+  int64_t r_image, y_image;
+  int32_t r_row, r_pixel, y_row, y_pixel;
   Divisor columns;  // of a row of pixels
   int32_t cout;
   int32_t act;
@@ -28,10 +28,9 @@ struct Outputs {
   int channel, channels;
 };
 
-__device__ inline int64_t offset_of(unsigned pixel, const Divisor& columns, int64_t row,
-                                    int64_t column) {
-  const unsigned down = divide_off(pixel, columns);
-  return down * row + pixel * column;
+__device__ inline int64_t offset_of(unsigned pixel, const Divisor& columns, int row, int column) {
+  const int down = divide_off(pixel, columns);
+  return int64_t{down} * row + int64_t{static_cast<int>(pixel)} * column;
 }
 
 // From sums [pixel][kPitch] of kN channels in shared memory. A thread has 4 channels of some

@@ -94,7 +94,7 @@ __device__ int elements_of(int unit, int depth) {
 }
 
 // Where a unit of a row lies, in tiles of `rows` rows.
-__device__ int unit_at(int row, int unit, int rows) {
+__device__ unsigned unit_at(unsigned row, unsigned unit, unsigned rows) {
   return unit / kRowUnits * rows * kRowBytes + unit_offset(row, unit % kRowUnits);
 }
 
@@ -122,7 +122,7 @@ __device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, int first_
   const int pixels = rows_of_step(p, t, first_row) * p.span.divisor;
   const int count = (pixels + kPixels - 1) / kPixels * kPixels * p.units.divisor;
   const T* x = static_cast<const T*>(p.x) + t.image * p.x_image +
-               (t.wide_row + first_row) * p.x_row + t.column_of_map * p.x_pixel;
+               int64_t{t.wide_row + first_row} * p.x_row + int64_t{t.column_of_map} * p.x_pixel;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kThreads) {
     unsigned unit = i;
@@ -131,7 +131,8 @@ __device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, int first_
     const unsigned row = divide_off(column, p.span);
     const int bytes = elements_of<T>(unit, p.depth) * static_cast<int>(sizeof(T));
     copy_async(to + unit_at(pixel, unit, p.input_rows),
-               x + row * p.x_row + column * p.x_pixel + unit * kUnit<T>,
+               x + int64_t{static_cast<int>(row)} * p.x_row +
+                   int64_t{static_cast<int>(column)} * p.x_pixel + unit * kUnit<T>,
                static_cast<int>(pixel) < pixels ? bytes : 0);
   }
 }
@@ -153,7 +154,7 @@ __device__ void stage_image(const ExpandDepthwise& p, const Tile& t, int first_r
     const int h = top + static_cast<int>(row), w = left + static_cast<int>(unit) * kUnit<T>;
     const bool has_row =
         static_cast<int>(row) < rows && static_cast<unsigned>(h) < static_cast<unsigned>(p.image_h);
-    const T* from = x + channel * p.x_channel + h * p.x_row + w * p.x_pixel;
+    const T* from = x + channel * p.x_channel + int64_t{h} * p.x_row + int64_t{w} * p.x_pixel;
     Vector<T> v;
 #pragma unroll
     for (int j = 0; j < kUnit<T>; ++j, from += p.x_pixel) {
@@ -180,7 +181,8 @@ __device__ void stage_inputs(const ExpandDepthwise& p, const Tile& t, int first_
 template <class T, class Product>
 __device__ void multiply_stem(const ExpandDepthwise& p, const char* image, int first, int pixels,
                               const char* weights, Product& product) {
-  const int lane = threadIdx.x % 32, pair = lane % 2, groups = p.channels_in * kStemKernel;
+  const unsigned lane = lane_of_thread(), pair = lane % 2;
+  const int groups = p.channels_in * kStemKernel;
   const uint32_t mask = pair == 0 ? ~0u : 0xffffu;
   const int pitch = p.image_units.divisor * 16;
   const char* from[Product::kRows];
@@ -191,12 +193,12 @@ __device__ void multiply_stem(const ExpandDepthwise& p, const char* image, int f
     from[i] = image + row * kStemStride * pitch + (column * kStemStride + 2 * pair) * sizeof(T);
   }
 #pragma unroll 1
-  for (int step = 0; step * 4 < groups; ++step) {
+  for (unsigned step = 0; step * 4 < groups; ++step) {
     uint32_t a[1][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int group = 4 * step + 2 * half + lane % 4 / 2;  // channel and row of the window
-      const int channel = group / kStemKernel, row = group % kStemKernel;
+      const unsigned group = 4 * step + 2 * half + lane % 4 / 2;  // channel and row of a window
+      const unsigned channel = group / kStemKernel, row = group % kStemKernel;
       const int offset = group < groups ? (channel * p.image_rows.divisor + row) * pitch : 0;
 #pragma unroll
       for (int i = 0; i < Product::kRows; ++i) {
@@ -247,20 +249,20 @@ __device__ void store_wide(const ExpandDepthwise& p, const Tile& t, int first_ro
   }
 }
 
-// Rows of the wide map from `first_row` of the tile on, to the ring.
+// Rows [first_row, end_row) of the tile's wide map, to the ring.
 template <class T, int kChannels, bool kIsStem>
-__device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
+__device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row, int end_row,
                        const Activation& act, char* shared) {
   using Product = WarpTile<T, kPixels, kChannels>;
   constexpr int kSteps = kDepth<T> / kStep;
   const int rows = rows_of_step(p, t, first_row), pixels = rows * p.span.divisor;
-  const int steps = (p.depth + kStep - 1) / kStep;
+  const unsigned steps = (static_cast<unsigned>(p.depth) + kStep - 1) / kStep;
   const float* bias = reinterpret_cast<const float*>(shared + p.bias_offset);
   const char* inputs = shared + p.input_offset;
   const char* weights = shared + p.weight_offset;
   char* const ring = shared + p.ring_offset;
 #pragma unroll 1
-  for (int first = threadIdx.x / 32 * kPixels; first < pixels; first += kWarps * kPixels) {
+  for (int first = warp_of_thread() * kPixels; first < pixels; first += kWarps * kPixels) {
     Product product;
 #pragma unroll
     for (int n = 0; n < Product::kRuns; ++n) {
@@ -275,8 +277,8 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
       multiply_stem<T>(p, inputs, first, pixels, weights, product);
     } else {
 #pragma unroll 1
-      for (int step = 0; step < steps; ++step) {
-        const int tile = step / kSteps;
+      for (unsigned step = 0; step < steps; ++step) {
+        const unsigned tile = step / kSteps;
         product.template multiply<false>(inputs + (tile * p.input_rows + first) * kRowBytes,
                                          weights + tile * kChannels * kRowBytes, step % kSteps,
                                          static_cast<const T*>(nullptr));
@@ -288,10 +290,8 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
       store_wide<T, false>(p, t, first_row, first, pixels, act, product, ring);
     }
   }
-  // Below the map.
-  const int end = min(first_row + p.step_rows, t.wide_rows);
 #pragma unroll 1
-  for (int row = first_row + rows; row < end; ++row) {
+  for (int row = first_row + rows; row < end_row; ++row) {  // below the map
     unsigned ring_row = row;
     divide_off(ring_row, p.ring_rows);
     char* const to = ring + ring_row * p.ring_pitch;
@@ -305,7 +305,7 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row,
 // A thread's outputs, of which the first `columns` are inside the map.
 template <class T, bool kIsSwish>
 __device__ void finish(const Activation& act, float (&acc)[kColumns][kQuad], int columns, T* to,
-                       int64_t pixel, float (&sum)[kQuad]) {
+                       int pixel, float (&sum)[kQuad]) {
 #pragma unroll
   for (int c = 0; c < kColumns; ++c, to += pixel) {
     if (c >= columns) break;
@@ -339,22 +339,24 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   }
 
   const Activation expand_act(p.expand_act), act(p.act);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const unsigned lane = lane_of_thread(), warp = warp_of_thread();
   const int plane = warp % kPlanes, quad = lane % (kPlane / kQuad) * kQuad;
   const int channel = plane * kPlane + quad;
   const float* taps = constants + plane * kConstants<K> * kPlane + quad;
   const char* const own = ring + plane * p.plane_bytes + quad * sizeof(T);
-  T* const y = static_cast<T*>(p.y) + t.image * p.y_image + t.row * p.y_row + t.column * p.y_pixel +
-               t.channel + channel;
+  T* const y = static_cast<T*>(p.y) + t.image * p.y_image + int64_t{t.row} * p.y_row +
+               int64_t{t.column} * p.y_pixel + t.channel + channel;
   float sum[kQuad] = {};
   int done = 0;  // rows of y
 #pragma unroll 1
-  for (int first_row = t.first_row; first_row < t.wide_rows; first_row += p.step_rows) {
+  for (int first_row = t.first_row, produced; first_row < t.wide_rows; first_row = produced) {
+    // The last rows of the map take what is below along, as far as there is room.
+    const int room = first_row + p.step_rows < t.end_row ? p.step_rows : p.room;
+    produced = min(first_row + room, t.wide_rows);
     wait_for_copies();
     __syncthreads();
-    expand<T, kChannels, kIsStem>(p, t, first_row, expand_act, shared);
+    expand<T, kChannels, kIsStem>(p, t, first_row, produced, expand_act, shared);
     __syncthreads();
-    const int produced = min(first_row + p.step_rows, t.wide_rows);
     if (produced < t.end_row) {
       stage_inputs<T, kIsStem>(p, t, produced, shared + p.input_offset);
     }
@@ -382,7 +384,8 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
           ring_row = 0, from -= p.ring_rows.divisor * p.ring_pitch;
         }
       }
-      T* const to = y + row * p.y_row + group * kColumns * p.y_pixel;
+      T* const to =
+          y + int64_t{row} * p.y_row + int64_t{static_cast<int>(group) * kColumns} * p.y_pixel;
       const int columns = channel < t.channels ? t.columns - static_cast<int>(group) * kColumns : 0;
       if (act.is_swish) {
         finish<T, true>(act, acc[0], columns, to, p.y_pixel, sum);

@@ -17,8 +17,8 @@ struct ExpandDepthwise {
   const float* constants;    // [k k + 1][padded_channels]: the taps, then the bias
   void* y;                   // [image][pixel][channels]
   float* sums;               // [image][tile][channels], or null
-  int64_t x_image, x_channel, x_row, x_pixel;
-  int64_t y_image, y_row, y_pixel;
+  int64_t x_image, x_channel, y_image;
+  int32_t x_row, x_pixel, y_row, y_pixel;
   int32_t depth, weight_depth;  // products of a wide element
   int32_t channels, padded_channels;
   int32_t h, w, out_h, out_w;  // of the wide map, of y
@@ -34,9 +34,10 @@ struct ExpandDepthwise {
   Divisor units;   // copies of 16 bytes that a row of x or weight is
   Divisor planes;  // of 16 channels, of a block
   Divisor ring_rows;
-  Divisor groups;                   // of outputs of a thread, across a tile
-  int32_t input_rows;               // room for pixels of a step, a multiple of 16
-  int32_t ring_columns;             // of a row of the ring: what the groups read
+  Divisor groups;        // of outputs of a thread, across a tile
+  int32_t input_rows;    // room for pixels of a step, a multiple of 16
+  int32_t room;          // rows that a step makes at most, padding below the map included
+  int32_t ring_columns;  // of a row of the ring: what the groups read
   int32_t ring_pitch, plane_bytes;  // of rows, and of planes of a row
   // Shared memory, in bytes: the constants come first.
   int32_t bias_offset, weight_offset, input_offset, ring_offset;

@@ -24,7 +24,8 @@ class Windows {
 
   // Columns from kDepth tile on.
   __device__ void operator()(int tile, char* to) const {
-    const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+    const unsigned unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+    char* const own = to + unit_offset(row, unit);
     const unsigned column = tile * kDepth<T> + unit * kUnit<T>;
     unsigned channel = column;
     unsigned tap_column = divide_off(channel, p_.tap_depth);
@@ -35,14 +36,15 @@ class Windows {
     const int down = tap_row * p_.dilation_h - p_.top;
     const int right = static_cast<int>(tap_column) * p_.dilation_w - p_.left;
 #pragma unroll 4
-    for (int r = row; r < kM; r += kRows) {
+    for (int i = 0; i < kM; i += kRows) {
+      const int r = row + i;
       unsigned out_column = first_pixel_ + r;
       const int h = static_cast<int>(divide_off(out_column, p_.out_columns)) * p_.stride_h + down;
       const int w = static_cast<int>(out_column) * p_.stride_w + right;
       const bool inside = r < pixels_ && static_cast<unsigned>(h) < static_cast<unsigned>(p_.h) &&
                           static_cast<unsigned>(w) < static_cast<unsigned>(p_.w);
-      copy_async(to + unit_offset(r, unit),
-                 x_ + h * p_.x_row + w * p_.x_pixel + static_cast<int>(channel),
+      copy_async(own + i * kRowBytes,
+                 x_ + int64_t{h} * p_.x_row + int64_t{w} * p_.x_pixel + static_cast<int>(channel),
                  inside ? count * static_cast<int>(sizeof(T)) : 0);
     }
   }
@@ -127,7 +129,7 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
   constexpr int kSums = kM * kPitch * 4, kTiles = 2 * Product::kTileBytes;
   char* const wide = shared + (kSums > kTiles ? kSums : kTiles);  // a tile of inputs
   char* const rows = wide + kM * kRowBytes;                       // and of weights
-  const int warp = threadIdx.x / 32, warp_m = warp % 4, warp_n = warp / 4;
+  const unsigned warp = warp_of_thread(), warp_m = warp % 4, warp_n = warp / 4;
   const int unit = threadIdx.x % kRowUnits;
   const T* project = static_cast<const T*>(p.project);
   Projection projection;

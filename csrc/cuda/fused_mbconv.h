@@ -13,7 +13,8 @@ struct FusedMbconv {
   const void* weight;   // [mid][depth]
   const float* bias;    // [mid], or null; of the first product, where there are two
   const void* project;  // [cout][project_depth], zeros from mid on; or null
-  int64_t x_image, x_row, x_pixel;
+  int64_t x_image;
+  int32_t x_row, x_pixel;
   int32_t cin, depth, mid, project_depth, pixels;
   int32_t h, w, stride_h, stride_w, dilation_h, dilation_w, top, left;
   int32_t act;  // of the first product, where there are two

@@ -20,9 +20,13 @@ template <class T>
 constexpr int kDepth = kRowBytes / sizeof(T);  // columns of a tile
 
 // Bytes from the begin of a tile; or of any of its rows whose number is a multiple of 8.
-__device__ inline int unit_offset(int row, int unit) {
+__device__ inline unsigned unit_offset(unsigned row, unsigned unit) {
   return row * kRowBytes + (unit ^ row % kRowUnits) * 16;
 }
+
+// The thread's number in its warp, and its warp's: unsigned, for divisions to be shifts.
+__device__ inline unsigned lane_of_thread() { return threadIdx.x % 32; }
+__device__ inline unsigned warp_of_thread() { return threadIdx.x / 32; }
 
 // Four matrices of 8 x 8 halves, their rows at the addresses of 8 lanes each.
 __device__ inline void load_matrices(uint32_t (&m)[4], const char* row) {
@@ -87,8 +91,8 @@ class WarpTile {
   // Adds the products of columns [kStep step, kStep step + kStep) of the tiles that begin at a and
   // b; with kIsGated of a times `gate`, one number for each of the columns, in shared memory.
   template <bool kIsGated>
-  __device__ void multiply(const char* a, const char* b, int step, const T* gate) {
-    const int lane = threadIdx.x % 32;
+  __device__ void multiply(const char* a, const char* b, unsigned step, const T* gate) {
+    const unsigned lane = lane_of_thread();
     uint32_t fa[kM / 16][4], rest[kM / 16][4];
 #pragma unroll
     for (int m = 0; m < kM / 16; ++m) {
@@ -113,8 +117,9 @@ class WarpTile {
   // left out, too.
   template <bool kIsGated>
   __device__ void multiply_fragments(const uint32_t (&fa)[kM / 16][4],
-                                     const uint32_t (&rest)[kM / 16][4], const char* b, int step) {
-    const int lane = threadIdx.x % 32;
+                                     const uint32_t (&rest)[kM / 16][4], const char* b,
+                                     unsigned step) {
+    const unsigned lane = lane_of_thread();
 #pragma unroll
     for (int n = 0; n < kN / 16; ++n) {
       uint32_t fb[4];
@@ -150,11 +155,11 @@ class WarpTile<float, kM, kN> {
   static constexpr int kRun = 1;
 
   template <bool kIsGated>
-  __device__ void multiply(const char* a, const char* b, int step, const float* gate) {
-    const int down = threadIdx.x % 32 / 8, across = threadIdx.x % 8;
+  __device__ void multiply(const char* a, const char* b, unsigned step, const float* gate) {
+    const unsigned down = lane_of_thread() / 8, across = threadIdx.x % 8;
 #pragma unroll
     for (int u = 0; u < kStep / 4; ++u) {
-      const int unit = kStep / 4 * step + u;
+      const unsigned unit = kStep / 4 * step + u;
       float g[4];
       if (kIsGated) load_quad(gate + 4 * u, g);
       float w[kN / 8][4];
@@ -203,38 +208,41 @@ class BlockProduct {
   template <bool kIsGated, class StageInputs>
   __device__ void multiply(int depth, const T* weights, int weight_depth, int rows, const T* gate,
                            char* shared, StageInputs stage) {
-    const int tiles = (depth + kDepth<T> - 1) / kDepth<T>;
-    const int warp = threadIdx.x / 32;
-    const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
-    const int warp_k = warp / (kWarpsM * kWarpsN);
-    const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
-    const T* weight = weights + int64_t{row} * weight_depth + unit * kUnit<T>;
-    const auto stage_tile = [&](int tile) {
+    const unsigned columns = depth, tiles = (columns + kDepth<T> - 1) / kDepth<T>;
+    const unsigned warp = warp_of_thread();
+    const unsigned warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
+    const unsigned warp_k = warp / (kWarpsM * kWarpsN);
+    const unsigned unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+    const T* weight = weights + int64_t{static_cast<int>(row)} * weight_depth + unit * kUnit<T>;
+    static_assert(kN % kRowsAtOnce == 0 && kM % kRowUnits == 0 && kRowsAtOnce % kRowUnits == 0);
+    const unsigned own = unit_offset(row, unit);
+    const auto stage_tile = [&](unsigned tile) {
       if (tile < tiles) {
         char* const to = shared + tile % kStages * kTileBytes;
         stage(tile, to);
-        const int column = tile * kDepth<T>;
-        const bool inside = column + unit * kUnit<T> < weight_depth;
+        const unsigned column = tile * kDepth<T>;
+        const bool inside = column + unit * kUnit<T> < static_cast<unsigned>(weight_depth);
 #pragma unroll
-        for (int r = 0; r < kN; r += kRowsAtOnce) {
-          if (kN % kRowsAtOnce != 0 && r + row >= kN) break;
-          copy_async(to + kM * kRowBytes + unit_offset(r + row, unit),
-                     weight + int64_t{r} * weight_depth + column,
-                     inside && r + row < rows ? 16 : 0);
+        for (unsigned r = 0; r < kN; r += kRowsAtOnce) {
+          copy_async(to + own + (kM + r) * kRowBytes,
+                     weight + int64_t{static_cast<int>(r)} * weight_depth + column,
+                     inside && r + row < static_cast<unsigned>(rows) ? 16 : 0);
         }
       }
       end_copy_group();
     };
-    for (int tile = 0; tile < kStages - 1; ++tile) stage_tile(tile);
+    for (unsigned tile = 0; tile < kStages - 1; ++tile) stage_tile(tile);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (unsigned tile = 0; tile < tiles; ++tile) {
       wait_for_copy_groups<kStages - 2>();
       __syncthreads();
       stage_tile(tile + kStages - 1);
       const char* const a = shared + tile % kStages * kTileBytes;
-      const int steps = min((depth - tile * kDepth<T> + kStep - 1) / kStep, kDepth<T> / kStep);
+      const unsigned left = columns - tile * kDepth<T>;
+      const unsigned steps =
+          min((left + kStep - 1) / kStep, static_cast<unsigned>(kDepth<T> / kStep));
 #pragma unroll 1
-      for (int step = warp_k; step < steps; step += kWarpsK) {
+      for (unsigned step = warp_k; step < steps; step += kWarpsK) {
         tile_.template multiply<kIsGated>(a + warp_m * (kM / kWarpsM) * kRowBytes,
                                           a + (kM + warp_n * (kN / kWarpsN)) * kRowBytes, step,
                                           gate + tile * kDepth<T> + step * kStep);
@@ -248,8 +256,8 @@ class BlockProduct {
 
   // The sums to shared memory: [kM][kPitch].
   __device__ void store(float* to) {
-    const int warp = threadIdx.x / 32;
-    const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
+    const unsigned warp = warp_of_thread();
+    const unsigned warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
     const int warp_k = warp / (kWarpsM * kWarpsN);
     to += warp_m * (kM / kWarpsM) * kPitch + warp_n * (kN / kWarpsN);
 #pragma unroll 1

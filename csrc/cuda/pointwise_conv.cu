@@ -44,9 +44,11 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   }
 
   // A thread copies the same columns of several pixels.
-  const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
+  const unsigned unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
   const T* x = static_cast<const T*>(p.x) + image * p.x_image + unit * kUnit<T>;
-  constexpr int kCopies = (kM + kRows - 1) / kRows;
+  static_assert(kM % kRows == 0 && kRows % kRowUnits == 0);
+  constexpr int kCopies = kM / kRows;
+  const unsigned own = unit_offset(row, unit);
   const T* from[kCopies];
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
@@ -56,15 +58,14 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   Product product;
   product.template multiply<kIsGated>(
       p.cin, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.weight_depth,
-      p.weight_depth, channels, gate, shared, [&](int tile, char* to) {
+      p.weight_depth, channels, gate, shared, [&](unsigned tile, char* to) {
         const int column = tile * kDepth<T>;
-        const int left = max(min(p.cin - column - unit * kUnit<T>, kUnit<T>), 0);
+        const int left = max(min(p.cin - column - static_cast<int>(unit) * kUnit<T>, kUnit<T>), 0);
         if (p.x_is_aligned) {
 #pragma unroll
           for (int i = 0; i < kCopies; ++i) {
             const int r = row + i * kRows;
-            if (kM % kRows != 0 && r >= kM) break;
-            copy_async(to + unit_offset(r, unit), from[i] + column,
+            copy_async(to + own + i * kRows * kRowBytes, from[i] + column,
                        r < pixels ? left * static_cast<int>(sizeof(T)) : 0);
           }
         } else {

@@ -10,7 +10,8 @@ struct PointwiseConv {
   const void* x;       // [image][pixel][cin]
   const void* weight;  // [cout][weight_depth], zeros from cin on
   const void* gate;    // [image][cin]
-  int64_t x_image, x_row, x_pixel;
+  int64_t x_image;
+  int32_t x_row, x_pixel;
   int32_t cin, weight_depth, pixels;
   Divisor channel_tiles, tiles;  // blocks: [image][tile of pixels][tile of channels]
   int32_t gate_offset;           // bytes, in shared memory

@@ -85,6 +85,18 @@ def load_model(
     return Loaded(f"{source}:{name}", model.eval(), preprocess)
 
 
+def untrained_model(name: str) -> nn.Module:
+    """A model with random weights, in eval mode, named as for :func:`load_model`.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or its library is missing.
+    """
+    source, bare = _resolve(name)
+    return _SOURCES[source].untrained(bare).eval()
+
+
 def _resolve(name: str) -> tuple[str, str]:
     source, colon, bare = name.partition(":")
     if colon and source in _SOURCES:
@@ -223,14 +235,23 @@ class _Source:
     names: Callable[[], list[str]]
     has: Callable[[str], bool]
     build: Callable[[str, str | None, int | None], tuple[nn.Module, Preprocess]]
+    untrained: Callable[[str], nn.Module]
 
 
 _SOURCES = {
     "effnet_fast": _Source(
-        models.list_models, lambda name: name in models.list_models(), _build_own
+        models.list_models,
+        lambda name: name in models.list_models(),
+        _build_own,
+        models.create_model,
     ),
-    "timm": _Source(_timm_names, _timm_has, _build_timm),
+    "timm": _Source(
+        _timm_names, _timm_has, _build_timm, lambda name: _library("timm").create_model(name)
+    ),
     "torchvision": _Source(
-        _torchvision_names, lambda name: name in _torchvision_names(), _build_torchvision
+        _torchvision_names,
+        lambda name: name in _torchvision_names(),
+        _build_torchvision,
+        lambda name: _library("torchvision.models").get_model(name, weights=None),
     ),
 }

@@ -17,11 +17,8 @@ class Epilogue(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("bias", "residual", "y", "sums")),
-        *(
-            (f"{of}_{stride}", ctypes.c_int64)
-            for of in "ry"
-            for stride in ("image", "row", "pixel")
-        ),
+        *((name, ctypes.c_int64) for name in ("r_image", "y_image")),
+        *((name, ctypes.c_int32) for name in ("r_row", "r_pixel", "y_row", "y_pixel")),
         ("columns", Divisor),
         *((name, ctypes.c_int32) for name in ("cout", "act", "is_aligned")),
     ]

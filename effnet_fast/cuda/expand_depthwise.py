@@ -42,8 +42,8 @@ class Arguments(ctypes.Structure):
             (name, ctypes.c_uint64)
             for name in ("x", "weight", "expand_bias", "constants", "y", "sums")
         ),
-        *((name, ctypes.c_int64) for name in ("x_image", "x_channel", "x_row", "x_pixel")),
-        *((name, ctypes.c_int64) for name in ("y_image", "y_row", "y_pixel")),
+        *((name, ctypes.c_int64) for name in ("x_image", "x_channel", "y_image")),
+        *((name, ctypes.c_int32) for name in ("x_row", "x_pixel", "y_row", "y_pixel")),
         *(
             (name, ctypes.c_int32)
             for name in (
@@ -57,7 +57,7 @@ class Arguments(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in (
-                "input_rows", "ring_columns", "ring_pitch", "plane_bytes",
+                "input_rows", "room", "ring_columns", "ring_pitch", "plane_bytes",
                 "bias_offset", "weight_offset", "input_offset", "ring_offset",
                 "channels_in", "image_h", "image_w", "stem_top", "stem_left",
             )
@@ -126,6 +126,7 @@ class Problem:
     k, s : the window's kernel and stride.
     channels : of the wide map.
     wide, out : height and width of the wide map, and of y.
+    top, bottom : rows of padding.
     cin : channels of x.
     size : bytes of an element.
     is_stem : whether a stem makes the wide map.
@@ -136,6 +137,8 @@ class Problem:
     channels: int
     wide: tuple[int, int]
     out: tuple[int, int]
+    top: int
+    bottom: int
     cin: int
     size: int
     is_stem: bool = False
@@ -150,7 +153,7 @@ class Problem:
         wide = x.shape[2:] if stem is None else stem.output_size(*x.shape[2:])
         return cls(
             window.kernel[0], window.stride[0], y.shape[1], tuple(wide), tuple(y.shape[2:]),
-            x.shape[1], x.dtype.itemsize, stem is not None,
+            window.padding[0], window.padding[2], x.shape[1], x.dtype.itemsize, stem is not None,
         )  # fmt: skip
 
 
@@ -164,6 +167,7 @@ class Geometry:
     input_rows: int
     image_units: int
     image_rows: int
+    room: int
     ring_rows: int
     ring_columns: int
     plane_bytes: int
@@ -184,7 +188,9 @@ class Geometry:
         input_rows = -(-cut.step_rows * span // PIXELS) * PIXELS
         image_rows = cut.step_rows * STEM_STRIDE + STEM_KERNEL - STEM_STRIDE
         image_units = -(-(span * STEM_STRIDE + 2) * p.size // 16)
-        ring_rows = min(p.k - 1 + cut.step_rows, (cut.rows - 1) * p.s + p.k)
+        # What is below the map is made with its last rows.
+        room = cut.step_rows + min(p.bottom, p.k - 1)
+        ring_rows = min(p.k - 1 + room, (cut.rows - 1) * p.s + p.k)
         plane_bytes = ring_columns * PLANE * p.size
         bias = cut.planes * (p.k * p.k + 2) * PLANE * 4
         weight = -(-(bias + 4 * cut.channels) // 128) * 128
@@ -194,7 +200,7 @@ class Geometry:
         )
         return cls(
             span, groups, units, input_rows, image_units, image_rows,
-            ring_rows, ring_columns, plane_bytes,
+            room, ring_rows, ring_columns, plane_bytes,
             bias, weight, inputs, ring, ring + ring_rows * cut.planes * plane_bytes,
         )  # fmt: skip
 
@@ -218,6 +224,7 @@ def can(
         and act in ACTS
         and y.shape[1] % 4 == 0
         and y.has_aligned_pixels(4 * y.dtype.itemsize)
+        and max(*x.strides[2:], *y.strides[2:]) < 1 << 31
     )
     if stem is None:
         fits = fits and x.has_aligned_pixels(16)
@@ -274,12 +281,10 @@ def tilings(n: int, p: Problem, multiprocessors: int) -> Iterator[tuple[float, T
         loads = ((COLUMNS - 1) * p.s + p.k) * (5 if half else 1)
         item = p.k * (loads + p.k * (1 + 4 * COLUMNS)) + COLUMNS * 30 + 60
         # Outputs follow their last row: the first steps make fewer than later ones.
-        low = min(p.k // 2, cut.rows)  # rows of padding, about
         rounds = done = 0
         for made in range(cut.step_rows, wide_rows + cut.step_rows, cut.step_rows):
-            seen = min(made, wide_rows) + low
-            end = cut.rows if made >= wide_rows else max(0, (seen - p.k) // p.s + 1)
-            rounds += -(-(end - done) * g.groups // own)
+            end = (made + p.top - p.k) // p.s + 1 if made < wide_rows else cut.rows
+            rounds += -(-max(end - done, 0) * g.groups // own)
             done = max(done, end)
         warps = THREADS // 32
         pixels = -(-cut.step_rows * g.span // PIXELS)
@@ -366,7 +371,7 @@ def launch(
         tile_rows=cut.rows, tile_columns=cut.columns, step_rows=cut.step_rows,
         span=Divisor.of(g.span), units=Divisor.of(g.units), planes=Divisor.of(cut.planes),
         ring_rows=Divisor.of(g.ring_rows), groups=Divisor.of(g.groups),
-        input_rows=g.input_rows, ring_columns=g.ring_columns,
+        input_rows=g.input_rows, room=g.room, ring_columns=g.ring_columns,
         ring_pitch=cut.planes * g.plane_bytes, plane_bytes=g.plane_bytes,
         bias_offset=g.bias_offset, weight_offset=g.weight_offset,
         input_offset=g.input_offset, ring_offset=g.ring_offset,

@@ -28,7 +28,8 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("x", "weight", "bias", "project")),
-        *((name, ctypes.c_int64) for name in ("x_image", "x_row", "x_pixel")),
+        ("x_image", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("x_row", "x_pixel")),
         *((name, ctypes.c_int32) for name in ("cin", "depth", "mid", "project_depth", "pixels")),
         *(
             (name, ctypes.c_int32)

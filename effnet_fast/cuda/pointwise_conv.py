@@ -70,7 +70,8 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("x", "weight", "gate")),
-        *((name, ctypes.c_int64) for name in ("x_image", "x_row", "x_pixel")),
+        ("x_image", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("x_row", "x_pixel")),
         *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "pixels")),
         *((name, Divisor) for name in ("channel_tiles", "tiles")),
         *((name, ctypes.c_int32) for name in ("gate_offset", "x_is_aligned")),

@@ -135,9 +135,14 @@ class GpuEngine:
             for choice in self._lower(stage, batch)[0]
         ]
 
-    def arena_bytes(self, batch: int) -> int:
+    def planned_arena_bytes(self, batch: int) -> int:
         """What the values of a batch take, at most in one stage."""
-        return max((n.arena_bytes for n in self._natives(batch) if n is not None), default=0)
+        sizes = [0]
+        for stage in self.plan.stages:
+            if stage.native:
+                choices, specs = self._lower(stage, batch)
+                sizes.append(_placed(stage, _tasks(choices), specs, batch)[1])
+        return max(sizes)
 
     def _lower(self, stage: Stage, batch: int) -> tuple[list[Choice], dict[str, Spec]]:
         home, batch = self.home, self.batch or batch
@@ -196,37 +201,33 @@ class _Native:
         self.stage = stage
         self.batch = batch
         self.specs = specs
-        self.tasks = [task for choice in choices for task in choice.options[0].tasks]
+        self.tasks = _tasks(choices)
         self.any_layout = {
             name
             for name in stage.inputs
             if all(task.operator.startswith("stem") for task in self.tasks if name in task.reads)
         }
         outside = {*stage.inputs, *stage.outputs}
-        lives = lifetimes([t.writes for t in self.tasks], [t.reads for t in self.tasks])
-        lives = {name: life for name, life in lives.items() if name not in outside}
-        self.values, self.arena_bytes = self._place(lives)
+        self.values = self._place(*_placed(stage, self.tasks, specs, batch))
         self.keep = keep
         self._lock = threading.Lock()
         self._free: Event | None = None  # behind the last use of the memory
         self._runs = list(self._cut(outside))
         self._bound: OrderedDict[Any, list[list[Launch]]] = OrderedDict()
 
-    def _place(self, lives: Mapping[str, tuple[int, int]]) -> tuple[dict[str, DeviceTensor], int]:
+    def _place(self, offsets: Mapping[str, int], total: int) -> dict[str, DeviceTensor]:
         """The values between the launches, in an arena or each in an allocation of its own."""
-        spans = {name: -(-self.specs[name].bytes(self.batch) // _ALIGN) * _ALIGN for name in lives}
-        offsets, total = place(spans, lives)
         device = self.home.device
         try:
             if self.home.apart:
-                memory = {name: device.empty(self.specs[name].bytes(self.batch)) for name in lives}
-                at = {name: (memory[name], memory[name].address) for name in lives}
+                memory = {n: device.empty(self.specs[n].bytes(self.batch)) for n in offsets}
+                at = {name: (memory[name], memory[name].address) for name in offsets}
             elif self.home.emulated:
                 arena = device.empty(total)
-                at = {name: (arena, arena.address + offsets[name]) for name in lives}
+                at = {name: (arena, arena.address + offsets[name]) for name in offsets}
             else:
                 arena = torch.empty(total, dtype=torch.uint8, device=self.home.torch_device)
-                at = {name: (arena, arena.data_ptr() + offsets[name]) for name in lives}
+                at = {name: (arena, arena.data_ptr() + offsets[name]) for name in offsets}
         except (torch.OutOfMemoryError, GpuError) as error:
             if isinstance(error, GpuError) and error.result != "CUDA_ERROR_OUT_OF_MEMORY":
                 raise
@@ -234,7 +235,7 @@ class _Native:
                 f"a batch of {self.batch} needs an arena of {total:,} bytes on "
                 f"{device.name}, which has {device.memory()[0]:,} free: {error}"
             ) from error
-        return {name: _tensor(self.specs[name], self.batch, *at[name]) for name in lives}, total
+        return {name: _tensor(self.specs[name], self.batch, *at[name]) for name in offsets}
 
     def _cut(self, outside: set[str]) -> Iterator[_Run]:
         """Runs of tasks that touch the caller's tensors, and of those that do not."""
@@ -326,6 +327,21 @@ class _Run:
         if self._graph is None:
             self._graph = device.capture(self.launches)
         self._graph.launch(stream)
+
+
+def _tasks(choices: Sequence[Choice]) -> list[Task]:
+    return [task for choice in choices for task in choice.options[0].tasks]
+
+
+def _placed(
+    stage: Stage, tasks: Sequence[Task], specs: Mapping[str, Spec], batch: int
+) -> tuple[dict[str, int], int]:
+    """Offsets in bytes for the values between the launches, and what they take."""
+    outside = {*stage.inputs, *stage.outputs}
+    lives = lifetimes([t.writes for t in tasks], [t.reads for t in tasks])
+    lives = {name: life for name, life in lives.items() if name not in outside}
+    spans = {name: -(-specs[name].bytes(batch) // _ALIGN) * _ALIGN for name in lives}
+    return place(spans, lives)
 
 
 def _tensor(spec: Spec, batch: int, memory: Any, address: int) -> DeviceTensor:

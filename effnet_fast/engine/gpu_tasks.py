@@ -113,6 +113,11 @@ class Weights:
             self._packed[key] = tuple(None if t is None else self._upload(t) for t in pack())
         return self._packed[key]
 
+    def addresses(self) -> set[int]:
+        """Where they are."""
+        packed = self._packed.values()
+        return {t.address for tensors in packed for t in tensors if t is not None}
+
     @property
     def bytes(self) -> int:
         return sum(t.bytes for packed in self._packed.values() for t in packed if t is not None)

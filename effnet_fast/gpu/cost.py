@@ -6,6 +6,11 @@ chooses between kernels and between tiles where nothing can be measured.
 
 from __future__ import annotations
 
+import math
+
+from effnet_fast.gpu.counts import Counts
+from effnet_fast.gpu.targets import Target
+
 # Of a multiprocessor and a cycle: warps' instructions (4 schedulers, some 80 % of them busy),
 # results of the special-function unit, products of a warp-wide matrix instruction in half
 # precision, and bytes that the L2 cache gives it.
@@ -41,3 +46,41 @@ def cycles(
     """
     busy = max(instructions / ISSUE, special / SPECIAL, products / PRODUCTS, l2_bytes / L2_BYTES)
     return max(-(-blocks // multiprocessors) * busy, alone)
+
+
+# A multiprocessor's passes through shared memory, and warps' instructions, of a cycle, at best.
+_WAVEFRONTS, _ISSUED = 1, 4
+# Products of a warp's mma.sync m16n8k16.
+_MMA = 16 * 8 * 16
+_L2_SECONDS = 1 / 5.5e12  # of a byte, on an H100
+
+
+def roofline(counts: Counts, target: Target, dram_bytes: float, blocks: int) -> tuple[float, str]:
+    """Seconds that a launch takes at the least, at a GPU's peak rates, and what limits it.
+
+    Parameters
+    ----------
+    counts : Counts
+        Of a launch with fewer blocks of the same work: of one image.
+    target : Target
+    dram_bytes : float
+        Of the batch.
+    blocks : int
+        Of the batch: the last of them may leave multiprocessors idle.
+    """
+    own = target.multiprocessors
+    scale = blocks / math.prod(counts.grid)
+    waves = -(-blocks // own) * own / blocks  # beyond what would spread evenly
+    # Moves between registers are an assembler's to remove.
+    issued = counts.warp_instructions - counts.classes["move"].warp
+    of_all = {
+        "issue": issued / _ISSUED,
+        "special": 32 * counts.classes["special"].warp / SPECIAL,
+        "shared memory": counts.shared.wavefronts / _WAVEFRONTS,
+        "tensor": counts.classes["tensor"].warp * _MMA / PRODUCTS,
+    }
+    seconds = {name: c * scale * waves / own / target.clock for name, c in of_all.items()}
+    seconds["l2"] = counts.traffic.l2_bytes * scale * _L2_SECONDS
+    seconds["dram"] = dram_bytes / target.dram
+    limit = max(seconds, key=seconds.__getitem__)
+    return seconds[limit] + LAUNCH_SECONDS, limit

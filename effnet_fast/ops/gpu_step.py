@@ -159,8 +159,11 @@ class GpuStep:
         return self._tensor.upload(self.device, x) if self.emulated else self._tensor.of(x)
 
     def map(self, x: torch.Tensor) -> DeviceTensor:
-        """An input (N, C, H, W) with adjacent channels."""
-        return self.tensor(nhwc(x)[0])
+        """An input (N, C, H, W) with adjacent channels, its strides below 2^31 but for images."""
+        x = nhwc(x)[0]
+        if max(x.stride()[2:]) >= 1 << 31:
+            x = x.clone(memory_format=torch.channels_last)
+        return self.tensor(x)
 
     def aligned_map(self, x: torch.Tensor) -> DeviceTensor:
         """An input (N, C, H, W) whose pixels begin at 16 bytes: copied where they do not."""
