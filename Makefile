@@ -19,7 +19,7 @@ CMAKE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/
   -DEFFNET_FAST_PYTHON=OFF -DEFFNET_FAST_TESTS=ON -DEFFNET_FAST_WERROR=ON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full cpp-test sanitize lint format coverage-table labels clean
+.PHONY: help venv demo demo-ptx test test-full cpp-test sanitize lint format coverage-table labels clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s%s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt Makefile $(CPP_SOURCES)
 
 demo: $(STAMP)  ## classify three photos with trained weights, check and time against the stock model
 	$(BIN)/python -m effnet_fast.demo
+
+demo-ptx: $(STAMP)  ## the same photos in float16 through the GPU engine, on the PTX machine
+	$(BIN)/python -m effnet_fast.demo --backend ptx
 
 test: $(STAMP) cpp-test  ## the tests, 15 minutes at most on two cores
 	$(PYTEST)

@@ -104,7 +104,7 @@ def _add_classify(commands: Any) -> None:
     )  # fmt: skip
     results.add_argument("--class-map", metavar="FILE", help="class names, one per line")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--backend", help="auto, cpu or reference (default: auto)")
+    engine.add_argument("--backend", help="auto, cpu, gpu, ptx or reference (default: auto)")
     engine.add_argument("--no-optimize", action="store_true", help="run the stock model")
     pixels = parser.add_argument_group("preprocessing", "by default the model's own")
     pixels.add_argument("--img-size", type=int, metavar="N", help="input height and width")

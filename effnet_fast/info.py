@@ -34,7 +34,6 @@ def collect() -> dict[str, Any]:
     cpu = {"runs": built["loaded"]}
     if not built["loaded"]:
         cpu["reason"] = built["reason"]
-    absent = {"runs": False, "reason": f"effnet-fast {__version__} has no GPU engine"}
     return {
         "effnet_fast": __version__,
         "python": platform.python_version(),
@@ -53,12 +52,25 @@ def collect() -> dict[str, Any]:
         "backends": {
             "cpu": cpu,
             "reference": {"runs": True},
-            "gpu": absent,
-            "ptx": absent,
+            "gpu": _gpu_backend("gpu"),
+            "ptx": _gpu_backend("ptx"),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _gpu_backend(backend: str) -> dict[str, Any]:
+    import torch
+
+    from .errors import EffnetFastError
+    from .model import gpu_home
+
+    try:
+        home = gpu_home(backend, torch.device("cpu"))
+    except EffnetFastError as error:
+        return {"runs": False, "reason": str(error)}
+    return {"runs": True, "on": str(home)}
 
 
 def _machine_is_built() -> bool:
@@ -109,11 +121,17 @@ def describe(found: dict[str, Any]) -> str:
         lines.append(f"CUDA kernels: not built: {cuda['reason']}")
     lines.append("backends:")
     for name, backend in found["backends"].items():
-        lines.append(f"  {name}: {'runs here' if backend['runs'] else backend['reason']}")
+        lines.append(f"  {name}: {_here(backend)}")
     lines.append("packages:")
     for name, version in found["packages"].items():
         lines.append(f"  {name}: {version or 'not installed'}")
     return "\n".join(lines)
+
+
+def _here(backend: dict[str, Any]) -> str:
+    if not backend["runs"]:
+        return backend["reason"]
+    return "runs here" + (f": {backend['on']}" if "on" in backend else "")
 
 
 def _cpu_model() -> str:

@@ -139,7 +139,7 @@ def optimize(
     optimized.report = Report(
         model=type(model).__name__,
         backend=engine,
-        instruction_set=extension().isa() if engine == "cpu" else "",
+        instruction_set=_hardware(engine, fused),
         dtype=str(dtype).removeprefix("torch."),
         fused_share=fused_share(
             (part.network for part in fused), parts.unfused_macs if parts else 0
@@ -153,6 +153,12 @@ def optimize(
         seconds=seconds,
     )
     return optimized
+
+
+def _hardware(engine: str, parts: list[Fused]) -> str:
+    if engine == "cpu":
+        return extension().isa()
+    return "" if engine == "reference" else str(parts[0].home)
 
 
 _NO_REPORT = Report("", "", "", "", 0.0, {}, (), None)

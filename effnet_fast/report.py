@@ -20,6 +20,7 @@ class Report:
     Attributes
     ----------
     fused_share : of the model's convolution multiply-adds, those done by fused operators, 0 to 1.
+    instruction_set : of the CPU's kernels; of a GPU its name, and the languages of its kernels.
     operators : operator name to the number of its steps; ``aten`` counts the segments left to
         PyTorch.
     fallbacks : what is not fused and why, one line each.

@@ -18,7 +18,9 @@ from effnet_fast.classify import Result, classify, load_model
 from effnet_fast.classify.command import printable
 from effnet_fast.cli import main
 from effnet_fast.demo import PHOTOS, photos, wrong_with
+from effnet_fast.errors import BackendError
 from effnet_fast.info import collect, describe
+from effnet_fast.ops import gpu_step
 
 LITE0 = ("--model", "efficientnet_lite0", "--pretrained")
 STOCK = (*LITE0, "--no-optimize")
@@ -176,7 +178,7 @@ def test_threads_are_the_models(folder, capsys):
         ([*LITE0, "--results-format", "csv"], "--results-format needs --results-file"),
         ([*STOCK, "--backend", "cpu"], "--no-optimize runs the stock model"),
         ([*LITE0, "--backend", "warp"], "backend is 'warp'; accepted: 'auto', 'cpu'"),
-        ([*LITE0, "--backend", "gpu"], "backend is 'gpu', which this version does not have"),
+        ([*LITE0, "--backend", "gpu"], "libcuda.so.1: cannot open"),
         ([*STOCK, "--crop-pct", "2"], "crop_pct is 2.0"),
         ([*STOCK, "--class-map", "gone.txt"], "class map gone.txt: "),
         (["--model", "efficientnet_b99", "--pretrained"], "model is 'efficientnet_b99'"),
@@ -264,13 +266,15 @@ def test_info(capsys):
     assert found["extension"]["loaded"]
     assert found["extension"]["isa"] in found["extension"]["isas"]
     assert found["backends"]["cpu"] == {"runs": True}
-    assert "has no GPU engine" in found["backends"]["gpu"]["reason"]
+    if not torch.cuda.is_available():
+        assert "libcuda.so.1" in found["backends"]["gpu"]["reason"]
+    assert "PTX machine" in found["backends"]["ptx"]["on"]
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert f"in use: {found['extension']['isa']}" in out
     assert "PTX machine: built" in out
     cuda = found["cuda_kernels"]
-    assert ("CUDA kernels: 58, for sm_80, " in out) == cuda["built"] == ("reason" not in cuda)
+    assert ("CUDA kernels: 135, for sm_80, " in out) == cuda["built"] == ("reason" not in cuda)
     assert found["cpu"]["model"] in out
 
 
@@ -303,6 +307,18 @@ def test_demo(capsys):
     assert "WRONG" not in out
     assert "batch  1: stock " in out
     assert "batch 16: stock " in out
+
+
+def test_demo_on_the_ptx_machine(capsys):
+    """Trained weights in float16, through the GPU engine's own kernels."""
+    try:
+        gpu_step.check_cuda()
+    except BackendError as error:
+        pytest.skip(str(error))
+    assert effnet_fast.demo.main(["--backend", "ptx"]) == 0
+    out = capsys.readouterr().out
+    assert "WRONG" not in out
+    assert out.count("largest difference") == len(PHOTOS)
 
 
 def test_demo_notices_wrong_answers():

@@ -65,7 +65,8 @@ def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     assert kernel.resources.stack == 0
     # 16 warps on a multiprocessor, at 128 registers a thread: of 64, or of 48. Matrix products do
     # with half of them: each has a tile of sums in registers, and copies on their way.
-    least = 0.125 if entry.name.startswith(("pointwise", "stem")) else 0.25
+    is_product = entry.name.startswith(("pointwise", "stem", "expand", "fused"))
+    least = 0.125 if is_product else 0.25
     assert kernel.occupancy(kernel.entry.max_threads).fraction >= least
 
 
@@ -75,7 +76,7 @@ def test_triton_kernels_access_16_bytes(entry: CatalogueEntry, capability: int):
     ptx = compiled(entry, capability).ptx
     loads, stores = (re.findall(rf"\s{kind}\.global\S*", ptx) for kind in ("ld", "st"))
     wide = re.compile(r"\.v4\.b32|\.v8\.b32").search
-    if entry.name.startswith("pointwise"):
+    if entry.name.startswith(("pointwise", "fused")):
         # Of the input and of the weights, through shared memory; gates and biases are few.
         copies = re.findall(r"cp\.async\.\S+ .*?, (\w+),", ptx)
         assert sum(int(size, 16) == 16 for size in copies) >= 2

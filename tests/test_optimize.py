@@ -441,7 +441,7 @@ def with_infinite_buffer():
         (with_nan, {}, errors.WeightsError, r"blocks\.0\.se\.reduce\.bias holds NaN"),
         (with_infinite_buffer, {}, errors.WeightsError, r"stem\.1\.running_var"),
         (tiny, {"backend": "tpu"}, errors.ArgumentError, "accepted: 'auto'"),
-        (tiny, {"backend": "gpu"}, errors.BackendError, "gpu"),
+        (tiny, {"backend": "gpu"}, errors.BackendError, "libcuda"),
         (tiny, {"device": "cuda"}, errors.DeviceError, "cuda"),
         (tiny, {"dtype": torch.int8}, errors.DtypeError, "int8"),
         (tiny, {"dtype": torch.float16, "backend": "cpu"}, errors.DtypeError, "float32"),

@@ -53,6 +53,11 @@ class Home:
         target = Target.of(device)
         return cls(device, torch_device, tuple(languages) or available(), apart, target)
 
+    def __str__(self) -> str:
+        names = {"cuda": "CUDA C++", "triton": "Triton"}
+        languages = " and ".join(names[language] for language in self.languages)
+        return f"{self.device.name}, kernels in {languages}"
+
     @property
     def emulated(self) -> bool:
         return self.device.backend == "ptx"
@@ -233,7 +238,7 @@ class _Native:
                 raise
             raise OutOfMemoryError(
                 f"a batch of {self.batch} needs an arena of {total:,} bytes on "
-                f"{device.name}, which has {device.memory()[0]:,} free: {error}"
+                f"{device.name}, which has {device.memory[0]:,} free: {error}"
             ) from error
         return {name: _tensor(self.specs[name], self.batch, *at[name]) for name in offsets}
 

@@ -1,0 +1,349 @@
+"""The GPU engine on the PTX machine: whole networks, memory, graphs, budgets, errors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+
+import pytest
+import timm
+import torch
+from networks import calibrated, images, tiny
+from torch import nn
+
+import effnet_fast
+from effnet_fast import errors
+from effnet_fast.capture import capture
+from effnet_fast.engine import gpu, gpu_report
+from effnet_fast.engine.gpu import GpuEngine, Home
+from effnet_fast.gpu import Device
+from effnet_fast.model import Fused
+from effnet_fast.ops import gpu_step
+from effnet_fast.plan import make_plan
+from effnet_fast.verify import FLOORS, relative_error
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+HALF = torch.float16
+MODELS = ["efficientnet_b0", "tf_efficientnetv2_b0", "tf_efficientnet_lite0"]
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    try:
+        gpu_step.check_cuda()
+    except errors.BackendError as error:
+        pytest.skip(str(error))
+
+
+def engine_of(model, size, dtype=HALF, languages=(), **changes):
+    """An engine for images of size x size, on a machine of its own."""
+    fused = effnet_fast.optimize(model, backend="reference", dtype=dtype, verify=False).parts()[0]
+    device = Device("ptx", threads=1)
+    home = Home.on(device, torch.device("cpu"), languages)
+    for name, value in changes.items():
+        setattr(home, name, value)
+    return GpuEngine(make_plan(fused.network, (size, size)), home, dtype), fused
+
+
+def outputs(engine, fused, x):
+    return fused._outputs(engine.run(x))
+
+
+def errors_of(model, fast, x):
+    """Relative errors of a model's copy and of the stock model in x's type."""
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        stock = copy.deepcopy(model).to(x.dtype)(x)
+    return relative_error(fast, exact), relative_error(stock, exact)
+
+
+# ---- whole networks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(
+            name,
+            dtype,
+            marks=[] if dtype == HALF or name == MODELS[0] else [pytest.mark.full],
+            id=f"{name}-{dtype}",
+        )
+        for name in MODELS
+        for dtype in DTYPES
+    ],
+)
+def test_models_are_within_the_networks_bounds(name, dtype):
+    """optimize verifies, on images of 97 x 131."""
+    model = calibrated(timm.create_model(name))
+    fast = effnet_fast.optimize(model, backend="ptx", dtype=dtype)
+    assert fast.report.backend == "ptx"
+    (parity,) = fast.report.parity
+    assert parity.holds
+    assert not fast.report.fallbacks
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if "lite" in name else [pytest.mark.full]) for name in MODELS],
+)
+def test_triton_kernels_alone(name):
+    model = calibrated(timm.create_model(name))
+    graph = capture(model)
+    fused = Fused(model, graph, "ptx", HALF, ("triton",))
+    x = images(2, 96, 96).to(HALF)
+    y = fused(x)
+    assert {t.language for c in fused.engine((96, 96)).choices(2) for t in c.options[0].tasks} == {
+        "triton"
+    }
+    error, stock = errors_of(model, y, x)
+    assert error <= max(1.5 * stock, FLOORS[HALF])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet_b4", "tf_efficientnetv2_s", "efficientnet_es", "efficientnet_lite4",
+        "mobilenetv2_100", "mixnet_s", "tinynet_e", "tf_efficientnet_b7",
+    ],
+)  # fmt: skip
+def test_other_models(name):
+    model = calibrated(timm.create_model(name))
+    fast = effnet_fast.optimize(model, backend="ptx", dtype=HALF, verify=False)
+    x = images(1, 96, 96).to(HALF)
+    error, stock = errors_of(model, fast(x), x)
+    assert error <= max(1.5 * stock, FLOORS[HALF])
+
+
+# ---- what a call promises ------------------------------------------------------------------------
+
+
+def test_outputs_survive_the_next_call():
+    model = tiny()
+    fast = effnet_fast.optimize(model, backend="ptx", verify=False)
+    first, second = images(2, 32, 32), images(2, 32, 32, seed=1)
+    y = fast(first)
+    kept = y.clone()
+    assert not torch.equal(fast(second), kept)
+    assert torch.equal(y, kept)
+    assert torch.equal(fast(first), kept)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_batches(batch):
+    model = tiny()
+    fast = effnet_fast.optimize(model, backend="ptx", verify=False)
+    x = images(batch, 32, 32)
+    y = fast(x)
+    assert y.shape == (batch, 10)
+    if batch:
+        assert relative_error(y, copy.deepcopy(model).double()(x.double())) <= 2e-6
+
+
+def test_images_in_any_layout():
+    fast = effnet_fast.optimize(tiny(), backend="ptx", verify=False)
+    x = images(2, 32, 32)
+    bigger = torch.full((2, 4, 33, 35), torch.nan)
+    bigger[:, 1:, 1:, 3:] = x
+    y = fast(x)
+    assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), y)
+    assert torch.equal(fast(bigger[:, 1:, 1:, 3:]), y)
+
+
+def test_one_arena_gives_the_same_bits():
+    """Each value has a guarded allocation of its own on the machine; a GPU has an arena."""
+    x = images(2, 64, 64).to(HALF)
+    model = calibrated(timm.create_model("tf_efficientnet_lite0"))
+    apart, joined = (
+        outputs(*engine_of(model, 64, apart=is_apart), x)[0] for is_apart in (True, False)
+    )
+    assert torch.equal(apart, joined)
+
+
+def test_threads_share_an_engine():
+    fast = effnet_fast.optimize(tiny(), backend="ptx", verify=False)
+    batches = [images(n, 32, 32, seed=n) for n in (1, 2, 3, 2)]
+    expected = [fast(x) for x in batches]
+    found = [None] * len(batches)
+
+    def run(i):
+        for _ in range(5):
+            found[i] = fast(batches[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class WithSegment(nn.Module):
+    """Something between two convolutions that no kernel does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 20, 1)
+
+    def forward(self, x):
+        y = torch.cumsum(self.first(x).relu(), 2)
+        return self.second(y).mean((2, 3))
+
+
+def test_segments_run_in_torch():
+    model = WithSegment().eval()
+    fast = effnet_fast.optimize(model, backend="ptx")
+    assert fast.report.operators["aten"] >= 1
+    x = images(2, 18, 20)
+    exact = copy.deepcopy(model).double()(x.double())
+    assert relative_error(fast(x), exact) <= 2e-6
+
+
+def test_it_is_a_module_like_the_others(tmp_path):
+    model = tiny()
+    fast = effnet_fast.optimize(model, backend="ptx", verify=False)
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    x = images(2, 32, 32)
+    y = fast(x)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    with pytest.raises(errors.StaleWeightsError):
+        fast(x)
+    fast.refresh()
+    assert not torch.equal(fast(x), y)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), fast(x))
+    again = copy.deepcopy(fast)
+    assert torch.equal(again(x), fast(x))
+    fast.save(tmp_path / "fast.pt")
+    assert relative_error(effnet_fast.load(tmp_path / "fast.pt")(x), fast(x)) <= 2e-6
+
+
+# ---- memory and graphs ---------------------------------------------------------------------------
+
+
+def test_what_is_between_the_launches_is_captured():
+    engine, fused = engine_of(tiny(), 32)
+    x = images(2, 32, 32).to(HALF)
+    y = outputs(engine, fused, x)[0]
+    (native,) = engine._batches[2]
+    graphs = [run._graph.nodes for run in native._runs if run.launches is not None]
+    assert sum(graphs) == len(native.tasks) - sum(
+        len(run.tasks) for run in native._runs if run.launches is None
+    )
+    assert sum(graphs) >= len(native.tasks) - 2  # all but the first and the last
+    assert torch.equal(outputs(engine, fused, x)[0], y)
+
+
+def test_few_batches_are_kept():
+    engine, _ = engine_of(tiny(), 32)
+    for batch in range(1, gpu._BATCHES_KEPT + 4):
+        engine.run(images(batch, 32, 32).to(HALF))
+    assert list(engine._batches) == list(range(4, gpu._BATCHES_KEPT + 4))
+
+
+def test_out_of_memory_names_the_arena():
+    model = effnet_fast.optimize(tiny(), backend="reference", dtype=HALF, verify=False)
+    plan = make_plan(model.parts()[0].network, (64, 64))
+    with Device("ptx", 1, capacity=200_000) as device:  # nothing else here uses the second one
+        engine = GpuEngine(plan, Home.on(device, torch.device("cpu")), HALF)
+        with pytest.raises(errors.OutOfMemoryError, match=r"batch of 64 needs an arena of [\d,]+"):
+            engine.run(images(64, 64, 64).to(HALF))
+
+
+# ---- budgets -------------------------------------------------------------------------------------
+
+
+def report_of(name, size, batch=64, **options):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    return gpu_report.report(model, name, batch=batch, size=(size, size), **options)
+
+
+@pytest.fixture(scope="module")
+def b0():
+    return report_of("efficientnet_b0", 224)
+
+
+def check_counts(report):
+    """What was counted is what was planned, within 5 %, launch by launch and in total."""
+    for row in report.rows:
+        assert row.dram_bytes == pytest.approx(row.planned_bytes, rel=0.05, abs=2000), row
+    assert report.total("dram_bytes") == pytest.approx(report.total("planned_bytes"), rel=0.05)
+
+
+def test_b0_keeps_its_budget(b0):
+    assert b0.launches <= 56
+    assert b0.total("dram_bytes") <= 17e6
+    assert b0.total("l2_bytes") <= 2.5 * 17e6
+    check_counts(b0)
+
+
+def test_a_launch_too_many_is_noticed(b0, monkeypatch):
+    """A kernel that reads its input a second time, in another launch."""
+    made = gpu._Native._launches
+
+    def twice(self, tasks, values):
+        launches = made(self, tasks, values)
+        return [launch for launch in launches for _ in range(2)] if len(tasks) > 9 else launches
+
+    monkeypatch.setattr(gpu._Native, "_launches", twice)
+    with pytest.raises((AssertionError, IndexError)):
+        check_counts(report_of("efficientnet_b0", 96))
+
+
+def test_bytes_of_a_launch_are_compared(b0):
+    row = dataclasses.replace(b0.rows[3], dram_bytes=1.06 * b0.rows[3].planned_bytes)
+    with pytest.raises(AssertionError):
+        check_counts(dataclasses.replace(b0, rows=(*b0.rows[:3], row, *b0.rows[4:])))
+
+
+def test_launches_fill_the_gpu(b0):
+    """None above 5 % of the time leaves half of the multiprocessors without a block."""
+    for row in b0.rows:
+        if row.modelled_us > 0.05 * b0.total("modelled_us"):
+            assert row.blocks >= b0.target.multiprocessors / 2, row
+
+
+def test_b7_is_planned_within_its_budget():
+    report = report_of("tf_efficientnet_b7", 600, count=False)
+    assert report.total("planned_bytes") <= 850e6
+
+
+def test_triton_alone_keeps_its_budget():
+    report = report_of("efficientnet_b0", 224, languages=("triton",), count=False)
+    assert report.total("planned_bytes") <= 33e6
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"dtype": torch.float64}, errors.DtypeError, "accepted by the GPU engine"),
+        ({"backend": "gpu"}, errors.BackendError, "libcuda|CUDA|driver"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(arguments, error, message):
+    if arguments.get("backend") == "gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(error, match=message):
+        effnet_fast.optimize(tiny(), **{"backend": "ptx", **arguments})
+
+
+def test_a_torch_without_cuda_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(errors.BackendError, match="is built without CUDA"):
+        effnet_fast.optimize(tiny(), backend="gpu")
+
+
+def test_missing_kernels_are_named(monkeypatch):
+    def missing():
+        raise errors.BackendError("not there")
+
+    monkeypatch.setattr(gpu, "CHECKS", {"cuda": missing, "triton": missing})
+    with pytest.raises(errors.BackendError, match="not there"):
+        effnet_fast.optimize(tiny(), backend="ptx")
