@@ -309,8 +309,9 @@ def expand_case(
     x_lies: Lie = Lie(),
     y_lies: Lie = Lie(),
     biases: bool = True,
+    has_sums: bool = True,
 ) -> Case:
-    """A launch that is cut so, with sums; x of a stem is contiguous."""
+    """A launch that is cut so; x of a stem is contiguous."""
     host, r = expand_depthwise, Random(dtype)
     n, cin = shape[:2]
     x = r(*shape) if stem else x_lies.empty(shape, dtype).copy_(r(*shape))
@@ -327,14 +328,16 @@ def expand_case(
     operands |= {
         "x": Operand(x, 0 if stem else x_lies.offset),
         "y": Operand(y_lies.empty((n, channels, *out), dtype), y_lies.offset, expected),
-        "sums": Operand(torch.empty(n, tiles, channels), expected=sums(expected), parts=1),
     }
+    if has_sums:
+        partial = torch.empty(n, tiles, channels)
+        operands["sums"] = Operand(partial, expected=sums(expected), parts=1)
 
     def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
         weights = tuple(there.get(name) for name in names)
         acts = (Act[act.upper()],) * 2
         return host.launch(
-            device, there["x"], weights, there["y"], window, *acts, there["sums"], stem, cut
+            device, there["x"], weights, there["y"], window, *acts, there.get("sums"), stem, cut
         )
 
     return Case(operands, launch)
@@ -363,7 +366,12 @@ def expand_cases(k: int, s: int, planes: int, dtype: torch.dtype) -> Iterator[Ca
         Lie(gap=unit - 3), biases=False,
     )  # fmt: skip
     window = Window((k, k), (s, s), (1, 1), (k - 1,) * 4)
-    yield expand_case(dtype, (1, unit, 2, 1), 4, window, cut(1, 1, 1), "none")
+    yield expand_case(dtype, (1, unit, 2, 1), 4, window, cut(1, 1, 1), "none", has_sums=False)
+    # Every number of outputs of a thread that are inside.
+    window = Window((k, k), (s, s), (1, 1), (0, low, k - 1, k - 1 - low))
+    for columns, act in itertools.product((2, 3, 4, 6, 7), ("swish", "relu")):
+        shape = (1, unit, 1, columns * s)
+        yield expand_case(dtype, shape, 4, window, cut(1, columns, 1), act)
 
 
 def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -436,7 +444,7 @@ def pointwise_cases(language: str, dtype: torch.dtype, cut: Any, gated: bool) ->
     fused = ["bias", "residual", *gate]
     yield pointwise_case(*args, (2, 9 * unit, *size), 20, cut, "none", fused, Lie(), quads)
     yield pointwise_case(*args, (1, 26 * unit + 3, 3, 5), 21, cut, "gelu", fused, apart, apart)
-    yield pointwise_case(*args, (1, 2, 1, 1), 3, cut, "relu6", gate, Lie(gap=unit - 2))
+    yield pointwise_case(*args, (1, 2, 1, 1), 7, cut, "relu6", gate, Lie(gap=unit - 2))
     yield pointwise_case(*args, (2, 3 * unit, *size), cut.n + 5, cut, "swish", ["sums", *gate])
 
 

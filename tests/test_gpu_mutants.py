@@ -132,6 +132,22 @@ EQUIVALENT = [
     (r"i < kAnyPixels", BRANCH, 1, "more pixels than warps"),
     (r"i < p\.kh", BRANCH, 1, "a window has a row"),
     (r"t < tiles", BRANCH, 1, "a map has a tile"),
+    # expand_depthwise.cu
+    (r"if \(t\.has_padding\)", BRANCH, 1, "zeros that are overwritten"),
+    (r"i < bytes; i \+= kThreads", BRANCH, 1, "more zeros than threads"),
+    (r"first_row < t\.wide_rows", BRANCH, 1, "a tile has a row"),
+    (r"row < end_row; \+\+row", BRANCH, 1, "zeros where the next row is made"),
+    (r"produced < t\.end_row", BRANCH, 1, "no rows to copy"),
+    (r"c < kColumns; \+\+c, to", BRANCH, 2, "a thread has a column"),
+    (r"lane < kPlane / kQuad", BRANCH, 1, "the same sums, of other lanes"),
+    (r"i < kChannels \* units", BRANCH, 1, "more copies than threads"),
+    # gemm.cuh, epilogue.cuh and pointwise_conv.cu
+    (r"if \(tile < tiles\)", BRANCH, 1, "there is a tile"),
+    (r"tile < tiles; \+\+tile", BRANCH, 1, "there is a tile"),
+    (r"r < kM; r \+= kRows", BRANCH, 3, "more rows than a thread has"),
+    (r"v\.at\[i\] = i < count", BRANCH, 3, "of pixels, or times weights, that are not there"),
+    (r"step < steps; step \+= kWarpsK", BRANCH, 1, "beyond the last step: zeros"),
+    (r"j < kQuad; \+\+j", BRANCH, 1, "a thread has a channel"),
     # squeeze_excite.cu
     (r"tile < p\.tiles", BRANCH, 1, "a map has a tile"),
     (r"row < p\.squeezed", BRANCH, 1, "there is a squeezed channel"),

@@ -87,7 +87,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
     }
   }
   if (e.sums == nullptr) return;
-  __syncthreads();
+  // Where the thread's own first row was.
   store_quad(outputs + threadIdx.x / kQuads * kPitch + quad, sum);
   __syncthreads();
   static_assert(kN <= kThreads);

@@ -102,6 +102,7 @@ template <class T, int kChannels>
 __device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* shared) {
   const T* weight = static_cast<const T*>(p.weight) + int64_t{t.channel} * p.weight_depth;
   const int units = p.units.divisor;
+#pragma unroll 1
   for (int i = threadIdx.x; i < kChannels * units; i += kThreads) {
     unsigned unit = i;
     const int channel = divide_off(unit, p.units);
