@@ -253,12 +253,20 @@ def test_an_emulated_gpu(name):
             is_empty = not any(y.numel() for y in auto)
             assert bool(launches) == (dtype != torch.float64 and not is_empty)
             stem = name.removesuffix("_sums").removesuffix("_pool")
-            stem = {"classifier": "pointwise_conv"}.get(stem, stem)
-            assert all(launch.startswith(stem) for launch in launches)
+            # The samples' channels are too few for a kernel that does both parts of a block.
+            stems = {
+                "classifier": ("pointwise_conv",),
+                "expand_depthwise": ("pointwise_conv", "depthwise_conv"),
+            }.get(stem, (stem,))
+            assert all(launch.startswith(stems) for launch in launches)
             reference = as_tuple(operator(*arguments, impl="reference"))
             for ours, theirs in zip(auto, reference, strict=True):
                 assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.stride())
-                torch.testing.assert_close(ours, theirs)
+                bounds = {}
+                if stem in ("expand_depthwise", "fused_mbconv"):  # the map between is rounded, too
+                    eps = 4 * torch.finfo(dtype).eps
+                    bounds = {"rtol": max(eps, 2e-5), "atol": max(eps, 2e-5)}
+                torch.testing.assert_close(ours, theirs, **bounds)
     with pytest.raises(DeviceError, match=r"or cpu in effnet_fast\.ops\.emulated\(\)"):
         operator(*arguments, impl=operator.languages[0])
 
