@@ -33,6 +33,17 @@ CUDA_RUNS, TRITON_RUNS = (
     for impl in GPU_IMPLS
 )
 ALL_RUNS = [*RUNS, *CUDA_RUNS, *TRITON_RUNS]
+# Of operators whose Triton kernels take seconds to compile: of those float16 alone in `make test`.
+MOST_RUNS = [
+    *RUNS,
+    *CUDA_RUNS,
+    *(
+        run
+        if torch.float16 in run.values
+        else pytest.param(*run.values, id=run.id, marks=pytest.mark.full)
+        for run in TRITON_RUNS
+    ),
+]
 IMPLS = ("cpu", "reference", *GPU_IMPLS)
 
 

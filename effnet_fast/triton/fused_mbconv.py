@@ -207,7 +207,7 @@ def tiling(cin: int, cout: int, projects: bool, dtype: torch.dtype) -> tuple[int
     """Pixels, wide channels, output channels and input channels of a program at a time."""
     k = 16 if cin <= 16 else 32
     if not projects:
-        return (64, 32, 32, k) if dtype.itemsize == 4 else (64, 64, 64, k)
+        return (32, 32, 32, k) if dtype.itemsize == 4 else (64, 64, 64, k)
     n = max(16, 1 << (cout - 1).bit_length())
     if dtype.itemsize == 4:
         return 16, 32, n, k
