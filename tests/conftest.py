@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ def machine():
     count what a context holds, have the device for themselves."""
     with contextlib.closing(_Machine()) as machine:
         yield machine
+
+
+@pytest.fixture(autouse=True, scope="module")
+def devices_are_given_back():
+    """A fault ends the context of all devices of a process: those of engines, which live in cycles,
+    must be gone before the next module makes some."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

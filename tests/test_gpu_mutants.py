@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -15,7 +14,6 @@ import pytest
 import torch
 from ptx_mutants import ORDERS, Mutant, mutants
 
-from effnet_fast.cuda.expand_depthwise import PLANES, WINDOWS
 from effnet_fast.cuda.pointwise_conv import VARIANTS
 from effnet_fast.errors import BackendError, GpuError, KernelFault
 from effnet_fast.gpu import fat_binary
@@ -88,21 +86,18 @@ def targets() -> Iterable[Target]:
         yield Target(f"swish_{name}", "cuda", swish_cases, quick)
         swish_cases = functools.partial(cases.swish_cases, "triton", dtype, ((1040, 0, "swish"),))
         yield Target(f"swish_{name}", "triton", swish_cases, quick)
-        for (k, s), planes in itertools.product(WINDOWS, PLANES):
-            expand_cases = functools.partial(cases.expand_cases, k, s, planes, dtype)
-            kernel = f"expand_depthwise_k{k}s{s}_{16 * planes}_{name}"
-            yield Target(kernel, "cuda", expand_cases, quick and (k, s, planes) == (3, 2, 3))
+        for k, s in ((3, 1), (3, 2), (5, 1)):
+            expand_cases = functools.partial(cases.expand_cases, k, s, 3, dtype)
+            kernel = f"expand_depthwise_k{k}s{s}_48_{name}"
+            yield Target(kernel, "cuda", expand_cases, quick and (k, s) == (3, 2))
         if dtype == HALF:
-            stem_cases = functools.partial(cases.stem_cases, dtype)
-            yield Target(f"stem_depthwise_k3s1_{name}", "cuda", stem_cases)
-        for cut, gated in itertools.product(VARIANTS, (False, True)):
-            pointwise_cases = functools.partial(cases.pointwise_cases, "cuda", dtype, cut, gated)
-            yield Target(
-                f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}_{name}",
-                "cuda",
-                pointwise_cases,
-                quick and gated and cut.m == 32,
-            )
+            for gated in (False, True):
+                cut = VARIANTS[-1]
+                kernel = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}_{name}"
+                pointwise_cases = functools.partial(
+                    cases.pointwise_cases, "cuda", dtype, cut, gated
+                )
+                yield Target(kernel, "cuda", pointwise_cases, quick and gated)
     for language in ("cuda", "triton"):
         total_cases = functools.partial(cases.total_cases, language)
         yield Target("depthwise_conv_total", language, total_cases, True)
@@ -138,6 +133,7 @@ EQUIVALENT = [
     (r"first_row < t\.wide_rows", BRANCH, 1, "a tile has a row"),
     (r"row < end_row; \+\+row", BRANCH, 1, "zeros where the next row is made"),
     (r"produced < t\.end_row", BRANCH, 1, "no rows to copy"),
+    (r"step < steps; \+\+step", BRANCH, 1, "a row has a step"),
     (r"c < kColumns; \+\+c, to", BRANCH, 2, "a thread has a column"),
     (r"lane < kPlane / kQuad", BRANCH, 1, "the same sums, of other lanes"),
     (r"i < kChannels \* units", BRANCH, 1, "more copies than threads"),

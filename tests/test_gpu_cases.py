@@ -1,0 +1,48 @@
+"""The launches that take every path through each matrix kernel, cut as no layer would be."""
+
+from __future__ import annotations
+
+import itertools
+
+import gpu_cases as cases
+import pytest
+import torch
+
+from effnet_fast.cuda.expand_depthwise import PLANES, WINDOWS
+from effnet_fast.cuda.pointwise_conv import VARIANTS
+from effnet_fast.errors import BackendError
+from effnet_fast.gpu.catalogue import select
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def run(name, dtype, made):
+    """On the machine, in random order of blocks and warps."""
+    (entry,) = select(f"{name}_{str(dtype).removeprefix('torch.')}", ["cuda"])
+    try:
+        ptx = entry.compile(80).ptx
+    except BackendError as error:
+        pytest.skip(str(error))
+    with cases.Bench(list(made), shuffle=True) as bench:
+        bench.run(ptx)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window, planes", [*itertools.product(WINDOWS, PLANES)])
+def test_expand_depthwise(window, planes, dtype):
+    k, s = window
+    name = f"expand_depthwise_k{k}s{s}_{16 * planes}"
+    run(name, dtype, cases.expand_cases(k, s, planes, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_stem_depthwise(dtype):
+    run("stem_depthwise_k3s1", dtype, cases.stem_cases(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("cut", VARIANTS, ids=lambda cut: f"{cut.m}x{cut.n}")
+def test_pointwise_conv(cut, gated, dtype):
+    name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}"
+    run(name, dtype, cases.pointwise_cases("cuda", dtype, cut, gated))
