@@ -268,7 +268,10 @@ def b0():
 
 
 def check_counts(report):
-    """What was counted is what was planned, within 5 %, launch by launch and in total."""
+    """What was counted is what was planned, within 5 %, launch by launch and in total.
+
+    Of launches of some kB the sectors at both ends of their tensors are more than that.
+    """
     for row in report.rows:
         assert row.dram_bytes == pytest.approx(row.planned_bytes, rel=0.05, abs=2000), row
     assert report.total("dram_bytes") == pytest.approx(report.total("planned_bytes"), rel=0.05)
@@ -290,8 +293,8 @@ def test_a_launch_too_many_is_noticed(b0, monkeypatch):
         return [launch for launch in launches for _ in range(2)] if len(tasks) > 9 else launches
 
     monkeypatch.setattr(gpu._Native, "_launches", twice)
-    with pytest.raises((AssertionError, IndexError)):
-        check_counts(report_of("efficientnet_b0", 96))
+    with pytest.raises(errors.GpuError, match=r"\d+ launches are planned, \d+ were counted"):
+        report_of("efficientnet_b0", 96)
 
 
 def test_bytes_of_a_launch_are_compared(b0):

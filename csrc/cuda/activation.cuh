@@ -61,4 +61,15 @@ __device__ inline float activate(Act act, float x) {
   return x;
 }
 
+// Of four: swish is not behind the switch.
+__device__ inline void activate_quad(Act act, float (&x)[4]) {
+  if (act == Act::kSwish) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = swish(x[j]);
+  } else if (act != Act::kNone) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = activate(act, x[j]);
+  }
+}
+
 }  // namespace effnet_fast::cuda

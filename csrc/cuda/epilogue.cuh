@@ -28,6 +28,22 @@ struct Outputs {
   int channel, channels;
 };
 
+// Blocks are [image][tile of kM pixels][tile of kN channels]: those that run together share inputs.
+template <int kM, int kN>
+__device__ Outputs outputs_of_block(const Divisor& channel_tiles, const Divisor& tiles, int pixels,
+                                    int cout) {
+  Outputs o;
+  unsigned channel_tile = blockIdx.x;
+  unsigned tile = divide_off(channel_tile, channel_tiles);
+  o.tile = tile;
+  o.image = divide_off(tile, tiles);
+  o.pixel = tile * kM;
+  o.pixels = min(kM, pixels - o.pixel);
+  o.channel = channel_tile * kN;
+  o.channels = min(kN, cout - o.channel);
+  return o;
+}
+
 __device__ inline int64_t offset_of(unsigned pixel, const Divisor& columns, int row, int column) {
   const int down = divide_off(pixel, columns);
   return int64_t{down} * row + int64_t{static_cast<int>(pixel)} * column;
@@ -55,13 +71,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
     load_quad(outputs + r * kPitch + quad, out);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
-    if (act == Act::kSwish) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = swish(out[j]);
-    } else if (act != Act::kNone) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = activate(act, out[j]);
-    }
+    activate_quad(act, out);
     if (e.sums != nullptr) {
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += out[j];

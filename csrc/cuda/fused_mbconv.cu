@@ -59,22 +59,15 @@ template <class T, int kM, int kN, int kWarpsM, int kWarpsN>
 __device__ void dense_conv(const FusedMbconv& p) {
   using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
   extern __shared__ __align__(128) char shared[];
-  unsigned channel_tile = blockIdx.x;
-  unsigned tile = divide_off(channel_tile, p.channel_tiles);
-  const unsigned all_tiles = tile;
-  const int64_t image = divide_off(tile, p.tiles);
-  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
-  const int pixels = min(kM, p.pixels - first_pixel);
-  const int channels = min(kN, p.out.cout - first_channel);
-  const Windows<T, kM, Product::kRowsAtOnce> windows(p, image, first_pixel, pixels);
+  const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
+  const Windows<T, kM, Product::kRowsAtOnce> windows(p, o.image, o.pixel, o.pixels);
   Product product;
   product.template multiply<false>(
-      p.depth, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.depth, p.depth,
-      channels, static_cast<const T*>(nullptr), shared, windows);
+      p.depth, static_cast<const T*>(p.weight) + int64_t{o.channel} * p.depth, p.depth, o.channels,
+      static_cast<const T*>(nullptr), shared, windows);
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
-  finish_outputs<T, Product::kThreads, kN, Product::kPitch>(
-      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
+  finish_outputs<T, Product::kThreads, kN, Product::kPitch>(p.out, o, outputs);
 }
 
 // Wide channels from `first` on, of sums [kM][kPitch] in shared memory, as a tile of inputs.
@@ -96,13 +89,7 @@ __device__ void finish_wide(const FusedMbconv& p, const float* sums, int first, 
     load_quad(sums + r * kPitch + quad, out);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
-    if (act == Act::kSwish) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = swish(out[j]);
-    } else if (act != Act::kNone) {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) out[j] = activate(act, out[j]);
-    }
+    activate_quad(act, out);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) out[j] = inside[j] ? out[j] : 0.0f;
     char* const at = to + unit_offset(r, quad / kUnit<T>) + quad % kUnit<T> * sizeof(T);
@@ -120,12 +107,8 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
   constexpr int kOutPitch = kN + 8;
   static_assert(kThreads == 256);
   extern __shared__ __align__(128) char shared[];
-  unsigned tile = blockIdx.x;
-  const unsigned all_tiles = tile;
-  const int64_t image = divide_off(tile, p.tiles);
-  const int first_pixel = tile * kM;
-  const int pixels = min(kM, p.pixels - first_pixel);
-  const Windows<T, kM, Product::kRowsAtOnce> windows(p, image, first_pixel, pixels);
+  const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
+  const Windows<T, kM, Product::kRowsAtOnce> windows(p, o.image, o.pixel, o.pixels);
   constexpr int kSums = kM * kPitch * 4, kTiles = 2 * Product::kTileBytes;
   char* const wide = shared + (kSums > kTiles ? kSums : kTiles);  // a tile of inputs
   char* const rows = wide + kM * kRowBytes;                       // and of weights
@@ -170,8 +153,7 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
     }
   }
   __syncthreads();
-  finish_outputs<T, kThreads, kN, kOutPitch>(
-      p.out, {image, all_tiles, first_pixel, pixels, 0, p.out.cout}, outputs);
+  finish_outputs<T, kThreads, kN, kOutPitch>(p.out, o, outputs);
 }
 
 }  // namespace

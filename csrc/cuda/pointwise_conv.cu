@@ -24,18 +24,11 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, kWarpsK>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
-  // Channels are innermost: blocks that run together share x.
-  unsigned channel_tile = blockIdx.x;
-  unsigned tile = divide_off(channel_tile, p.channel_tiles);
-  const unsigned all_tiles = tile;
-  const int64_t image = divide_off(tile, p.tiles);
-  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
-  const int pixels = min(kM, p.pixels - first_pixel),
-            channels = min(kN, p.out.cout - first_channel);
+  const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
 
   T* gate = reinterpret_cast<T*>(shared + p.gate_offset);
   if (kIsGated) {
-    const T* from = static_cast<const T*>(p.gate) + image * p.cin;
+    const T* from = static_cast<const T*>(p.gate) + o.image * p.cin;
     const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
 #pragma unroll 1
     for (int i = threadIdx.x; i < padded; i += kThreads) {
@@ -45,20 +38,20 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
 
   // A thread copies the same columns of several pixels.
   const unsigned unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
-  const T* x = static_cast<const T*>(p.x) + image * p.x_image + unit * kUnit<T>;
+  const T* x = static_cast<const T*>(p.x) + o.image * p.x_image + unit * kUnit<T>;
   static_assert(kM % kRows == 0 && kRows % kRowUnits == 0);
   constexpr int kCopies = kM / kRows;
   const unsigned own = unit_offset(row, unit);
   const T* from[kCopies];
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int pixel = min(row + i * kRows, pixels - 1);
-    from[i] = x + offset_of(first_pixel + pixel, p.out.columns, p.x_row, p.x_pixel);
+    const int pixel = min(row + i * kRows, o.pixels - 1);
+    from[i] = x + offset_of(o.pixel + pixel, p.out.columns, p.x_row, p.x_pixel);
   }
   Product product;
   product.template multiply<kIsGated>(
-      p.cin, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.weight_depth,
-      p.weight_depth, channels, gate, shared, [&](unsigned tile, char* to) {
+      p.cin, static_cast<const T*>(p.weight) + int64_t{o.channel} * p.weight_depth, p.weight_depth,
+      o.channels, gate, shared, [&](unsigned tile, char* to) {
         const int column = tile * kDepth<T>;
         const int left = max(min(p.cin - column - static_cast<int>(unit) * kUnit<T>, kUnit<T>), 0);
         if (p.x_is_aligned) {
@@ -66,23 +59,22 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
           for (int i = 0; i < kCopies; ++i) {
             const int r = row + i * kRows;
             copy_async(to + own + i * kRows * kRowBytes, from[i] + column,
-                       r < pixels ? left * static_cast<int>(sizeof(T)) : 0);
+                       r < o.pixels ? left * static_cast<int>(sizeof(T)) : 0);
           }
         } else {
 #pragma unroll 1
           for (int r = row; r < kM; r += kRows) {
             const T* at = x + column;
-            if (r < pixels) at += offset_of(first_pixel + r, p.out.columns, p.x_row, p.x_pixel);
+            if (r < o.pixels) at += offset_of(o.pixel + r, p.out.columns, p.x_row, p.x_pixel);
             *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) =
-                load_unit(at, r < pixels ? left : 0);
+                load_unit(at, r < o.pixels ? left : 0);
           }
         }
       });
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
 
-  finish_outputs<T, kThreads, kN, Product::kPitch>(
-      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
+  finish_outputs<T, kThreads, kN, Product::kPitch>(p.out, o, outputs);
 }
 
 constexpr int kMeanThreads = 128;

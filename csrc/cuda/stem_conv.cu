@@ -14,23 +14,17 @@ __device__ void stem_conv(const StemConv& p) {
   using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
-  unsigned channel_tile = blockIdx.x;
-  unsigned tile = divide_off(channel_tile, p.channel_tiles);
-  const unsigned all_tiles = tile;
-  const int64_t image = divide_off(tile, p.tiles);
-  const int first_pixel = tile * kM, first_channel = channel_tile * kN;
-  const int pixels = min(kM, p.pixels - first_pixel);
-  const int channels = min(kN, p.out.cout - first_channel);
+  const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
   const int unit = threadIdx.x % kRowUnits, row = threadIdx.x / kRowUnits;
-  const T* x = static_cast<const T*>(p.x) + image * p.x_image;
+  const T* x = static_cast<const T*>(p.x) + o.image * p.x_image;
   Product product;
   product.template multiply<false>(
-      p.depth, static_cast<const T*>(p.weight) + int64_t{first_channel} * p.weight_depth,
-      p.weight_depth, channels, static_cast<const T*>(nullptr), shared, [&](int tile, char* to) {
+      p.depth, static_cast<const T*>(p.weight) + int64_t{o.channel} * p.weight_depth,
+      p.weight_depth, o.channels, static_cast<const T*>(nullptr), shared, [&](int tile, char* to) {
         const int first_tap = tile * kDepth<T> + unit * kUnit<T>;
 #pragma unroll 1
         for (int r = row; r < kM; r += kRows) {
-          unsigned out_column = first_pixel + r;
+          unsigned out_column = o.pixel + r;
           const int out_row = divide_off(out_column, p.out_columns);
           const int top = out_row * p.stride_h - p.top;
           const int left = static_cast<int>(out_column) * p.stride_w - p.left;
@@ -42,7 +36,7 @@ __device__ void stem_conv(const StemConv& p) {
             const int channel = divide_off(tap, p.window);
             const int h = top + static_cast<int>(divide_off(tap, p.kernel_columns));
             const int w = left + static_cast<int>(tap);
-            const bool inside = has_tap && r < pixels &&
+            const bool inside = has_tap && r < o.pixels &&
                                 static_cast<unsigned>(h) < static_cast<unsigned>(p.h) &&
                                 static_cast<unsigned>(w) < static_cast<unsigned>(p.w);
             v.at[j] =
@@ -53,8 +47,7 @@ __device__ void stem_conv(const StemConv& p) {
       });
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
-  finish_outputs<T, kThreads, kN, Product::kPitch>(
-      p.out, {image, all_tiles, first_pixel, pixels, first_channel, channels}, outputs);
+  finish_outputs<T, kThreads, kN, Product::kPitch>(p.out, o, outputs);
 }
 
 }  // namespace

@@ -8,9 +8,6 @@ from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-ROW_BYTES = 128  # of a tile of a matrix in shared memory
-STAGES = 3
-
 
 class Epilogue(ctypes.Structure):
     """Epilogue of csrc/cuda/epilogue.cuh."""
@@ -52,13 +49,3 @@ class Epilogue(ctypes.Structure):
 def address(tensor: DeviceTensor | None) -> int:
     """0 for none."""
     return 0 if tensor is None else tensor.address
-
-
-def stages_bytes(rows: int, depth: int, size: int, stages: int = STAGES) -> int:
-    """Shared memory for tiles of so many rows, of matrices with rows of so many elements."""
-    return min(stages, -(-depth * size // ROW_BYTES)) * rows * ROW_BYTES
-
-
-def sums_bytes(m: int, n: int) -> int:
-    """Shared memory for a block's sums."""
-    return 4 * m * (n + 8)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from effnet_fast.cuda.divisor import Divisor
-from effnet_fast.cuda.epilogue import ROW_BYTES
+from effnet_fast.cuda.gemm import ROW_BYTES
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch

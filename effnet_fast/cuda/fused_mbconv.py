@@ -8,7 +8,8 @@ import functools
 import torch
 
 from effnet_fast.cuda.divisor import Divisor
-from effnet_fast.cuda.epilogue import ROW_BYTES, Epilogue, address, stages_bytes, sums_bytes
+from effnet_fast.cuda.epilogue import Epilogue, address
+from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.cuda.pointwise_conv import Tiling, cycles
 from effnet_fast.gpu.device import Device, Launch
@@ -141,7 +142,6 @@ def launch(
     assert x.has_aligned_pixels(16)
     size, pixels, taps = x.dtype.itemsize, out_h * out_w, window.kernel[0] * window.kernel[1]
     mid, depth = weight.shape
-    name = f"fused_mbconv_{suffix(x.dtype)}"
     if project is None:
         cut = cut or tiling(
             n, pixels, depth, cout, x.dtype, device.attributes["multiprocessor_count"]

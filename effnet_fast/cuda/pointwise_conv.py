@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from effnet_fast.cuda.divisor import Divisor
-from effnet_fast.cuda.epilogue import ROW_BYTES, Epilogue, address, stages_bytes, sums_bytes
+from effnet_fast.cuda.epilogue import Epilogue, address
+from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch

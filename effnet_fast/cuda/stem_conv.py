@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 
 from effnet_fast.cuda.divisor import Divisor
-from effnet_fast.cuda.epilogue import Epilogue, stages_bytes, sums_bytes
+from effnet_fast.cuda.epilogue import Epilogue
+from effnet_fast.cuda.gemm import stages_bytes, sums_bytes
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.cuda.pointwise_conv import pack
 from effnet_fast.gpu.device import Device, Launch

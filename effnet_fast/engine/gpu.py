@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..arena import lifetimes, place
-from ..errors import EffnetFastError, GpuError, OutOfMemoryError
+from ..errors import ArgumentError, EffnetFastError, GpuError, OutOfMemoryError
 from ..gpu.device import Device, Event, Graph, Launch, Stream
 from ..gpu.targets import Target
 from ..gpu.tensor import DeviceTensor
@@ -43,7 +43,7 @@ class Home:
     target: Target
 
     def __post_init__(self) -> None:
-        self.weights = Weights(self.upload)
+        self.weights = Weights(self.keep)
         self.lock = threading.Lock()
 
     @classmethod
@@ -67,6 +67,13 @@ class Home:
         if self.emulated:
             return DeviceTensor.upload(self.device, x)
         return DeviceTensor.of(x.to(self.torch_device))
+
+    def keep(self, constant: torch.Tensor) -> DeviceTensor:
+        """A constant there, complete whatever stream reads it."""
+        there = self.upload(constant)
+        if not self.emulated:
+            torch.cuda.current_stream(self.torch_device).synchronize()
+        return there
 
     def stream(self) -> Stream:
         """The caller's."""
@@ -158,8 +165,20 @@ class GpuEngine:
 
         A captured graph has memory of its own, from the pool that torch captures with; the kept
         one may be in use elsewhere when the graph is replayed.
+
+        Raises
+        ------
+        ArgumentError
+            The caller captures the first call with this batch: kernels would be loaded and weights
+            packed within the capture.
         """
         if stream is not None and not self.home.emulated and stream.capturing:
+            if batch not in self._batches:
+                h, w = self.plan.size
+                raise ArgumentError(
+                    f"a batch of {batch} images of {h}x{w} is captured before it was ever run; "
+                    "accepted: a call with such a batch first"
+                )
             return self._made(batch, keep=False)
         with self._lock:
             if batch not in self._batches:
@@ -223,6 +242,7 @@ class _Native:
     def _place(self, offsets: Mapping[str, int], total: int) -> dict[str, DeviceTensor]:
         """The values between the launches, in an arena or each in an allocation of its own."""
         device = self.home.device
+        self._arena: torch.Tensor | None = None  # of torch's allocator
         try:
             if self.home.apart:
                 memory = {n: device.empty(self.specs[n].bytes(self.batch)) for n in offsets}
@@ -232,6 +252,7 @@ class _Native:
                 at = {name: (arena, arena.address + offsets[name]) for name in offsets}
             else:
                 arena = torch.empty(total, dtype=torch.uint8, device=self.home.torch_device)
+                self._arena = arena
                 at = {name: (arena, arena.data_ptr() + offsets[name]) for name in offsets}
         except (torch.OutOfMemoryError, GpuError) as error:
             if isinstance(error, GpuError) and error.result != "CUDA_ERROR_OUT_OF_MEMORY":
@@ -295,6 +316,9 @@ class _Native:
                     home.device.launch(run.launches, stream)
                 else:
                     run.replay(home.device, stream)
+            if not home.emulated and self._arena is not None:
+                # The allocator gives it to others when this batch is forgotten: not before here.
+                self._arena.record_stream(torch.cuda.current_stream(home.torch_device))
             if self.keep:
                 self._free = (self._free or Event(home.device, timing=False)).record(stream)
         if home.emulated:

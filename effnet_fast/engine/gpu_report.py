@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..capture import image_channels, native_size
-from ..errors import ArgumentError
+from ..errors import ArgumentError, GpuError
 from ..gpu import cost
 from ..gpu.counts import Counts, table
 from ..gpu.device import Device
@@ -200,6 +200,9 @@ def report(
             engine.run(x)
             device.synchronize()
             counts = [Counts.parse(c) for c in device.take_counts()]
+            launches = sum(len(choice.options[0].tasks) for choice in choices)
+            if len(counts) != launches:
+                raise GpuError(f"{launches} launches are planned, {len(counts)} were counted")
         constants = home.weights.addresses()
         weight_bytes = home.weights.bytes
         arena = engine.planned_arena_bytes(batch)
