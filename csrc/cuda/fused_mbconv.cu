@@ -55,9 +55,9 @@ class Windows {
   int first_pixel_, pixels_;
 };
 
-template <class T, int kM, int kN, int kWarpsM, int kWarpsN>
+template <class T, int kM, int kN>
 __device__ void dense_conv(const FusedMbconv& p) {
-  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
+  using Product = TileProduct<T, kM, kN>;
   extern __shared__ __align__(128) char shared[];
   const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
   const Windows<T, kM, Product::kRowsAtOnce> windows(p, o.image, o.pixel, o.pixels);
@@ -160,15 +160,15 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
 
 extern "C" {
 
+#define EFFNET_FAST_TILE(M, N, name, T)                                        \
+  __global__ void __launch_bounds__(TileProduct<T, M, N>::kThreads,            \
+                                    kResident<TileProduct<T, M, N>>)           \
+      fused_mbconv_##M##x##N##_##name(__grid_constant__ const FusedMbconv p) { \
+    dense_conv<T, M, N>(p);                                                    \
+  }
 #define EFFNET_FAST_ALL(name, T)                                                   \
-  __global__ void __launch_bounds__(256, 1)                                        \
-      fused_mbconv_128x64_##name(__grid_constant__ const FusedMbconv p) {          \
-    dense_conv<T, 128, 64, 4, 2>(p);                                               \
-  }                                                                                \
-  __global__ void __launch_bounds__(128, 3)                                        \
-      fused_mbconv_64x64_##name(__grid_constant__ const FusedMbconv p) {           \
-    dense_conv<T, 64, 64, 2, 2>(p);                                                \
-  }                                                                                \
+  EFFNET_FAST_TILE(128, 64, name, T)                                               \
+  EFFNET_FAST_TILE(64, 64, name, T)                                                \
   __global__ void __launch_bounds__(256, 1)                                        \
       fused_mbconv_project_128x64_##name(__grid_constant__ const FusedMbconv p) {  \
     dense_conv_project<T, 128, 64>(p);                                             \
@@ -183,6 +183,7 @@ EFFNET_FAST_ALL(float16, __half)
 EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
 
 #undef EFFNET_FAST_ALL
+#undef EFFNET_FAST_TILE
 
 }  // extern "C"
 

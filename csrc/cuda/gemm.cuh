@@ -24,6 +24,11 @@ __device__ inline unsigned unit_offset(unsigned row, unsigned unit) {
   return row * kRowBytes + (unit ^ row % kRowUnits) * 16;
 }
 
+// Of one of the first kStep columns in half precision: where the one `step` steps on is.
+__device__ inline unsigned step_offset(unsigned offset, unsigned step) {
+  return offset ^ step * (kStep * 2);
+}
+
 // The thread's number in its warp, and its warp's: unsigned, for divisions to be shifts.
 __device__ inline unsigned lane_of_thread() { return threadIdx.x % 32; }
 __device__ inline unsigned warp_of_thread() { return threadIdx.x / 32; }
@@ -93,11 +98,10 @@ class WarpTile {
   template <bool kIsGated>
   __device__ void multiply(const char* a, const char* b, unsigned step, const T* gate) {
     const unsigned lane = lane_of_thread();
+    const char* const from = a + step_offset(unit_offset(lane % 16, lane / 16), step);
     uint32_t fa[kM / 16][4], rest[kM / 16][4];
 #pragma unroll
-    for (int m = 0; m < kM / 16; ++m) {
-      load_matrices(fa[m], a + unit_offset(16 * m + lane % 16, 2 * step + lane / 16));
-    }
+    for (int m = 0; m < kM / 16; ++m) load_matrices(fa[m], from + 16 * m * kRowBytes);
     if (kIsGated) {
       uint32_t g[2];  // columns of the registers 0 and 1, and of 2 and 3
 #pragma unroll
@@ -120,11 +124,12 @@ class WarpTile {
                                      const uint32_t (&rest)[kM / 16][4], const char* b,
                                      unsigned step) {
     const unsigned lane = lane_of_thread();
+    const unsigned own = unit_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    const char* const from = b + step_offset(own, step);
 #pragma unroll
     for (int n = 0; n < kN / 16; ++n) {
       uint32_t fb[4];
-      load_matrices(fb,
-                    b + unit_offset(16 * n + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+      load_matrices(fb, from + 16 * n * kRowBytes);
 #pragma unroll
       for (int m = 0; m < kM / 16; ++m) {
 #pragma unroll
@@ -283,5 +288,16 @@ class BlockProduct {
   using Warp = WarpTile<T, kM / kWarpsM, kN / kWarpsN>;
   Warp tile_;
 };
+
+// A warp has 32 rows, and in half precision 64 columns where there are as many: a row is loaded,
+// and gated, once for all of them. effnet_fast/cuda/gemm.py counts the same threads.
+template <class T>
+constexpr int kWarpColumns = sizeof(T) == 2 ? 64 : 32;
+template <class T, int kM, int kN, int kWarpsK = 1>
+using TileProduct =
+    BlockProduct<T, kM, kN, kM / 32, (kN + kWarpColumns<T> - 1) / kWarpColumns<T>, kWarpsK>;
+// Resident on a multiprocessor: 12 warps, of at most 168 registers a thread.
+template <class Product>
+constexpr int kResident = 384 / Product::kThreads;
 
 }  // namespace effnet_fast::cuda

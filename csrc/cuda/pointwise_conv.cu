@@ -19,9 +19,9 @@ __device__ uint4 load_unit(const T* row, int count) {
   return v.bits;
 }
 
-template <class T, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, bool kIsGated>
+template <class T, int kM, int kN, int kWarpsK, bool kIsGated>
 __device__ void pointwise_conv(const PointwiseConv& p) {
-  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, kWarpsK>;
+  using Product = TileProduct<T, kM, kN, kWarpsK>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
   const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
@@ -94,27 +94,27 @@ __device__ void pointwise_conv_mean(const float* sums, T* y, int64_t n, int chan
 
 extern "C" {
 
-// Pixels, channels; warps along pixels, channels and columns of W.
-#define EFFNET_FAST_TILE(M, N, WM, WN, WK, name, T)                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))        \
-      pointwise_conv_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) {       \
-    pointwise_conv<T, M, N, WM, WN, WK, false>(p);                                       \
-  }                                                                                      \
-  __global__ void __launch_bounds__(32 * WM * WN * WK, 384 / (32 * WM * WN * WK))        \
-      pointwise_conv_gated_##M##x##N##_##name(__grid_constant__ const PointwiseConv p) { \
-    pointwise_conv<T, M, N, WM, WN, WK, true>(p);                                        \
+// Pixels, channels; warps along columns of W.
+#define EFFNET_FAST_KERNEL(NAME, M, N, K, is_gated, T)                  \
+  __global__ void __launch_bounds__(TileProduct<T, M, N, K>::kThreads,  \
+                                    kResident<TileProduct<T, M, N, K>>) \
+      NAME(__grid_constant__ const PointwiseConv p) {                   \
+    pointwise_conv<T, M, N, K, is_gated>(p);                            \
   }
+#define EFFNET_FAST_TILE(M, N, K, name, T)                                 \
+  EFFNET_FAST_KERNEL(pointwise_conv_##M##x##N##_##name, M, N, K, false, T) \
+  EFFNET_FAST_KERNEL(pointwise_conv_gated_##M##x##N##_##name, M, N, K, true, T)
 
 #define EFFNET_FAST_ALL(name, T)                                                  \
   __global__ void __launch_bounds__(kMeanThreads) pointwise_conv_mean_##name(     \
       const float* sums, T* y, int64_t n, int channels, int tiles, float scale) { \
     pointwise_conv_mean<T>(sums, y, n, channels, tiles, scale);                   \
   }                                                                               \
-  EFFNET_FAST_TILE(128, 32, 4, 1, 1, name, T)                                     \
-  EFFNET_FAST_TILE(128, 64, 4, 2, 1, name, T)                                     \
-  EFFNET_FAST_TILE(64, 64, 2, 2, 1, name, T)                                      \
-  EFFNET_FAST_TILE(64, 128, 2, 4, 1, name, T)                                     \
-  EFFNET_FAST_TILE(32, 32, 1, 1, 4, name, T)
+  EFFNET_FAST_TILE(128, 32, 1, name, T)                                           \
+  EFFNET_FAST_TILE(128, 64, 1, name, T)                                           \
+  EFFNET_FAST_TILE(64, 64, 1, name, T)                                            \
+  EFFNET_FAST_TILE(64, 128, 1, name, T)                                           \
+  EFFNET_FAST_TILE(32, 32, 4, name, T)
 
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)
@@ -122,6 +122,7 @@ EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
 
 #undef EFFNET_FAST_ALL
 #undef EFFNET_FAST_TILE
+#undef EFFNET_FAST_KERNEL
 
 }  // extern "C"
 

@@ -9,9 +9,9 @@
 namespace effnet_fast::cuda {
 namespace {
 
-template <class T, int kM, int kN, int kWarpsM, int kWarpsN>
+template <class T, int kM, int kN>
 __device__ void stem_conv(const StemConv& p) {
-  using Product = BlockProduct<T, kM, kN, kWarpsM, kWarpsN, 1>;
+  using Product = TileProduct<T, kM, kN>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
   const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
@@ -54,21 +54,22 @@ __device__ void stem_conv(const StemConv& p) {
 
 extern "C" {
 
-#define EFFNET_FAST_ALL(name, T)                                    \
-  __global__ void __launch_bounds__(128)                            \
-      stem_conv_128x32_##name(__grid_constant__ const StemConv p) { \
-    stem_conv<T, 128, 32, 4, 1>(p);                                 \
-  }                                                                 \
-  __global__ void __launch_bounds__(256)                            \
-      stem_conv_128x64_##name(__grid_constant__ const StemConv p) { \
-    stem_conv<T, 128, 64, 4, 2>(p);                                 \
+#define EFFNET_FAST_TILE(M, N, name, T)                                  \
+  __global__ void __launch_bounds__(TileProduct<T, M, N>::kThreads,      \
+                                    kResident<TileProduct<T, M, N>>)     \
+      stem_conv_##M##x##N##_##name(__grid_constant__ const StemConv p) { \
+    stem_conv<T, M, N>(p);                                               \
   }
+#define EFFNET_FAST_ALL(name, T)     \
+  EFFNET_FAST_TILE(128, 32, name, T) \
+  EFFNET_FAST_TILE(128, 64, name, T)
 
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)
 EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
 
 #undef EFFNET_FAST_ALL
+#undef EFFNET_FAST_TILE
 
 }  // extern "C"
 

@@ -9,7 +9,7 @@ import torch
 
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import Epilogue, address
-from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes
+from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes, threads
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.cuda.pointwise_conv import Tiling, cycles
 from effnet_fast.gpu.device import Device, Launch
@@ -19,9 +19,10 @@ from effnet_fast.network import Act, Window
 
 __all__ = ["launch", "modelled", "pack", "projects", "tiling"]
 
-VARIANTS = (Tiling(128, 64, (4, 2, 1)), Tiling(64, 64, (2, 2, 1)))
+VARIANTS = (Tiling(128, 64), Tiling(64, 64))
 # With a projection: all of its channels are a block's.
-PROJECTIONS = (Tiling(128, 64, (4, 2, 1)), Tiling(128, 128, (4, 2, 1)))
+PROJECTIONS = (Tiling(128, 64), Tiling(128, 128))
+PROJECT_THREADS = 256
 
 
 class Arguments(ctypes.Structure):
@@ -149,6 +150,7 @@ def launch(
         name = f"fused_mbconv_{cut.m}x{cut.n}"
         shared = max(stages_bytes(cut.m + cut.n, depth, size), sums_bytes(cut.m, cut.n))
         out = Epilogue.of(cout, act, bias, y, residual, columns=out_w)
+        block = threads(cut.m, cut.n, size)
         channel_tiles = -(-cout // cut.n)
     else:
         cut = PROJECTIONS[0 if cout <= PROJECTIONS[0].n else 1]
@@ -157,6 +159,7 @@ def launch(
         tiles = max(2 * (cut.m + wide) * ROW_BYTES, sums_bytes(cut.m, wide))
         shared = max(tiles + (cut.m + cut.n) * ROW_BYTES, sums_bytes(cut.m, cut.n))
         out = Epilogue.of(cout, project_act, project_bias, y, residual, columns=out_w)
+        block = PROJECT_THREADS
         channel_tiles = 1
     image, row, pixel = x.map_strides
     blocks = -(-pixels // cut.m)
@@ -180,7 +183,7 @@ def launch(
     return Launch(
         kernel(device, "fused_mbconv", f"{name}_{suffix(x.dtype)}"),
         grid=(n * blocks * channel_tiles,),
-        block=(cut.threads,),
+        block=(block,),
         shared=shared,
         arguments=(arguments,),
         regions=tuple(t.region(name, "w" if t is y else "r") for name, t in given.items()),

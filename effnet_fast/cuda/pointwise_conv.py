@@ -11,7 +11,7 @@ import torch
 
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import Epilogue, address
-from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes
+from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes, threads
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch
@@ -46,24 +46,14 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor,
 
 @dataclass(frozen=True)
 class Tiling:
-    """Pixels and output channels of a block, and its warps along pixels, channels and columns."""
+    """Pixels and output channels of a block, and its warps along columns of the weights."""
 
     m: int
     n: int
-    warps: tuple[int, int, int]
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps[0] * self.warps[1] * self.warps[2]
+    split: int = 1
 
 
-VARIANTS = (
-    Tiling(128, 32, (4, 1, 1)),
-    Tiling(128, 64, (4, 2, 1)),
-    Tiling(64, 64, (2, 2, 1)),
-    Tiling(64, 128, (2, 4, 1)),
-    Tiling(32, 32, (1, 1, 4)),
-)
+VARIANTS = (Tiling(128, 32), Tiling(128, 64), Tiling(64, 64), Tiling(64, 128), Tiling(32, 32, 4))
 
 
 class Arguments(ctypes.Structure):
@@ -106,10 +96,14 @@ def cycles(
     blocks = images * -(-pixels // m) * -(-cout // n)
     steps, tiles = -(-cin // 16), -(-cin * size // ROW_BYTES)
     split = 4 if m * n == 1024 else 1
-    warps = m * n / 1024 * split
+    warps = threads(m, n, size, split) // 32
     # Of a warp: once; for each tile of columns; for each 16 columns; for each four outputs.
-    step = (44 + (36 if gated else 0)) if half else 1100 + (256 if gated else 0)
-    instructions = 350 + 120 * tiles + step * steps / split + 45 * m * n / 128 / warps
+    if half:
+        own = min(n, 64)
+        step = 18 + 0.7 * own + (28 + 0.25 * own if gated else 0)
+    else:
+        step = 1100 + (256 if gated else 0)
+    instructions = 350 + 100 * tiles + step * steps / split + 45 * m * n / 128 / warps
     return cost.cycles(
         blocks,
         multiprocessors,
@@ -199,7 +193,7 @@ def launch(
             device, "pointwise_conv", f"pointwise_conv{gated}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
         ),
         grid=(n * blocks[0] * blocks[1],),
-        block=(cut.threads,),
+        block=(threads(cut.m, cut.n, size, cut.split),),
         shared=gate_offset + (padded if gate is not None else 0),
         arguments=(arguments,),
         regions=tuple(

@@ -6,7 +6,7 @@ import ctypes
 
 from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import Epilogue
-from effnet_fast.cuda.gemm import stages_bytes, sums_bytes
+from effnet_fast.cuda.gemm import stages_bytes, sums_bytes, threads
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.cuda.pointwise_conv import pack
 from effnet_fast.gpu.device import Device, Launch
@@ -16,8 +16,6 @@ from effnet_fast.network import Act, Window
 __all__ = ["launch", "pack"]
 
 PIXELS = 128  # of a block
-# Channels of a block, and its threads.
-VARIANTS = {32: 128, 64: 256}
 
 
 class Arguments(ctypes.Structure):
@@ -82,7 +80,7 @@ def launch(
     return Launch(
         kernel(device, "stem_conv", f"stem_conv_{PIXELS}x{channels}_{suffix(x.dtype)}"),
         grid=(n * blocks[0] * blocks[1],),
-        block=(VARIANTS[channels],),
+        block=(threads(PIXELS, channels, x.dtype.itemsize),),
         shared=max(
             stages_bytes(PIXELS + channels, depth, x.dtype.itemsize), sums_bytes(PIXELS, channels)
         ),
