@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,7 +21,8 @@ from effnet_fast import errors
 from effnet_fast.capture import capture
 from effnet_fast.engine import gpu, gpu_report
 from effnet_fast.engine.gpu import GpuEngine, Home
-from effnet_fast.gpu import Device
+from effnet_fast.gpu import Device, fat_binary
+from effnet_fast.gpu.device import machine_library
 from effnet_fast.model import Fused
 from effnet_fast.ops import gpu_step
 from effnet_fast.plan import make_plan
@@ -343,10 +348,70 @@ def test_a_torch_without_cuda_is_named(monkeypatch):
         effnet_fast.optimize(tiny(), backend="gpu")
 
 
-def test_missing_kernels_are_named(monkeypatch):
-    def missing():
-        raise errors.BackendError("not there")
+# A driver that is the machine but for one call: what is asked of a library by name is looked for in
+# those that it is linked with, too.
+DRIVER = """
+extern "C" int cuGetProcAddress_v2(const char*, void**, int, unsigned long long, int*) { return 1; }
+extern "C" %s
+"""
+DRIVERS = {
+    "old driver": (
+        "int cuDriverGetVersion(int* version) { *version = 11040; return 0; }",
+        r"libcuda.so.1 is of CUDA 11.4; 12.0 or newer is needed",
+    ),
+    "old device": (
+        "int cuDeviceGetAttribute(int* value, int which, int) "
+        "{ *value = which == 75 ? 7 : which == 76 ? 5 : 32; return 0; }",
+        r"sm_80 is sm_75; sm_80 or newer is needed",
+    ),
+    "no device": (
+        "int cuDeviceGetCount(int* count) { *count = 0; return 0; }",
+        r"has no device 0",
+    ),
+}
 
-    monkeypatch.setattr(gpu, "CHECKS", {"cuda": missing, "triton": missing})
-    with pytest.raises(errors.BackendError, match="not there"):
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_drivers_that_do_not_do(name, tmp_path):
+    """One error, and a model as it was."""
+    call, says = DRIVERS[name]
+    source, machine = tmp_path / "driver.cpp", machine_library()
+    source.write_text(DRIVER % call)
+    compiler = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-Wl,--no-as-needed"]
+    links = [str(machine), f"-Wl,-rpath,{machine.parent}"]
+    subprocess.run(
+        [*compiler, "-o", tmp_path / "libcuda.so.1", source, *links], check=True, cwd=tmp_path
+    )
+    code = """
+import effnet_fast, torch
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)).eval()
+before = set(vars(model))
+try:
+    effnet_fast.optimize(model, backend="gpu")
+except effnet_fast.errors.BackendError as error:
+    print(error)
+assert set(vars(model)) == before and not torch.cuda.is_initialized()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, text=True, stdout=subprocess.PIPE,
+        check=True,
+    )  # fmt: skip
+    assert re.search(says, done.stdout), done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_missing_fat_binary_is_named(monkeypatch, tmp_path, caplog):
+    """Of any kernel, before anything runs; Triton's kernels take over where they can."""
+    for file in fat_binary.FOLDER.glob("*.fatbin"):
+        if file.stem != "stem_conv":
+            (tmp_path / file.name).symlink_to(file)
+    monkeypatch.setattr(fat_binary, "FOLDER", tmp_path)
+    missing = f"none in CUDA C++: {tmp_path / 'stem_conv.fatbin'} is not there"
+    home = Home.on(Device("ptx", threads=1), torch.device("cpu"))
+    assert home.languages == ("triton",)
+    assert str(home).startswith("effnet_fast PTX machine") and f"Triton; {missing}" in str(home)
+    assert missing in caplog.text
+    monkeypatch.setitem(gpu.CHECKS, "triton", lambda: fat_binary.path("no Triton"))
+    with pytest.raises(errors.BackendError, match=re.escape(missing) + ".*none in Triton"):
         effnet_fast.optimize(tiny(), backend="ptx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from ..arena import lifetimes, place
-from ..errors import ArgumentError, EffnetFastError, GpuError, OutOfMemoryError
+from ..errors import ArgumentError, BackendError, EffnetFastError, GpuError, OutOfMemoryError
 from ..gpu.device import Device, Event, Graph, Launch, Stream
 from ..gpu.targets import Target
 from ..gpu.tensor import DeviceTensor
@@ -20,6 +21,9 @@ from ..plan import Plan, Stage
 from .cpu import run_torch
 from .gpu_tasks import Choice, Spec, Task, Weights, lower, spec_of
 
+_log = logging.getLogger(__name__)
+
+_NAMES = {"cuda": "CUDA C++", "triton": "Triton"}
 _ALIGN = 256  # bytes: what torch's allocator gives
 _BATCHES_KEPT = 8  # of a plan: an arena and a graph each
 _BINDINGS_KEPT = 16  # places of a batch's images and outputs: torch's allocator gives few
@@ -34,6 +38,7 @@ class Home:
     torch_device : where the images are.
     apart : whether each value has an allocation of its own, for the machine to guard.
     target : the GPU that kernels are chosen for.
+    missing : why kernels that would be preferred are not.
     """
 
     device: Device
@@ -41,6 +46,7 @@ class Home:
     languages: tuple[str, ...]
     apart: bool
     target: Target
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.weights = Weights(self.keep)
@@ -49,14 +55,17 @@ class Home:
     @classmethod
     def on(cls, device: Device, torch_device: torch.device, languages: Sequence[str] = ()) -> Home:
         """With the languages whose kernels are there, if none are named."""
-        apart = device.backend == "ptx"
-        target = Target.of(device)
-        return cls(device, torch_device, tuple(languages) or available(), apart, target)
+        apart, target = device.backend == "ptx", Target.of(device)
+        if languages:
+            return cls(device, torch_device, tuple(languages), apart, target)
+        found, missing = available()
+        for reason in missing:
+            _log.warning("%s", reason)
+        return cls(device, torch_device, found, apart, target, missing)
 
     def __str__(self) -> str:
-        names = {"cuda": "CUDA C++", "triton": "Triton"}
-        languages = " and ".join(names[language] for language in self.languages)
-        return f"{self.device.name}, kernels in {languages}"
+        languages = " and ".join(_NAMES[language] for language in self.languages)
+        return "; ".join((f"{self.device.name}, kernels in {languages}", *self.missing))
 
     @property
     def emulated(self) -> bool:
@@ -82,25 +91,26 @@ class Home:
         return Stream(self.device, torch.cuda.current_stream(self.torch_device).cuda_stream)
 
 
-def available() -> tuple[str, ...]:
-    """The languages whose kernels can be launched, best first.
+def available() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The languages whose kernels can be launched, best first; and why better ones cannot.
 
     Raises
     ------
     BackendError
         There is none: neither CUDA kernels nor Triton.
     """
-    found, errors = [], []
+    found, missing = [], []
     for language in LANGUAGES:
         try:
             CHECKS[language]()
         except EffnetFastError as error:
-            errors.append(error)
+            if not found:
+                missing.append(f"none in {_NAMES[language]}: {error}")
         else:
             found.append(language)
     if not found:
-        raise errors[0]
-    return tuple(found)
+        raise BackendError("; ".join(missing))
+    return tuple(found), tuple(missing)
 
 
 class GpuEngine:

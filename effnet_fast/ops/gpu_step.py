@@ -107,7 +107,8 @@ def check_cuda() -> None:
     """Raise a BackendError where the CUDA kernels were not built."""
     from effnet_fast.gpu import fat_binary
 
-    fat_binary.path("depthwise_conv")
+    for stem in fat_binary.STEMS:
+        fat_binary.path(stem)
 
 
 def check_triton() -> None:
