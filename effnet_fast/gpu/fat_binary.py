@@ -22,12 +22,6 @@ STEMS = (
     "swish",
 )
 
-# csrc/cuda/<stem>.cu
-STEMS = (
-    "depthwise_conv", "expand_depthwise", "fused_mbconv", "pointwise_conv", "squeeze_excite",
-    "stem_conv", "swish",
-)  # fmt: skip
-
 # The container: a header, then entries of a header and a payload each, as nvcc 10 to 13 write it.
 _CONTAINER = struct.Struct("<IHHQ")  # magic, version, header bytes, bytes of all entries
 _ENTRY = struct.Struct("<HHIQIIHHI")  # kind, .., header bytes, bytes, .., .., .., .., capability
