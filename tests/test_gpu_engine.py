@@ -325,6 +325,68 @@ def test_triton_alone_keeps_its_budget():
     assert report.total("planned_bytes") <= 33e6
 
 
+# ---- choice by measurement -----------------------------------------------------------------------
+
+
+def test_kernels_are_chosen_by_measurement(tmp_path, monkeypatch):
+    """On the machine, whose clock says nothing of a GPU; all else is as there."""
+    monkeypatch.setenv("EFFNET_FAST_CACHE", str(tmp_path))
+    model, x = tiny(), images(2, 32, 32).to(HALF)
+    engine, fused = engine_of(model, 32, languages=("cuda",), measures=True)
+    (y,) = outputs(engine, fused, x)
+    error, stock = errors_of(model, y, x)
+    assert error <= max(1.5 * stock, FLOORS[HALF])
+    choices = engine.choices(2)
+    assert any(len(choice.options) > 1 for choice in choices)
+    for choice in choices:
+        assert list(choice.measured) == sorted(choice.measured)
+        assert len(choice.measured) == len(choice.options) and choice.measured[0] > 0
+
+    # Kept on disk: another process launches nothing to find out, and chooses the same.
+    again, _ = engine_of(model, 32, languages=("cuda",), measures=True)
+    again.home.device.take_counts()
+    assert names(again.choices(2)) == names(choices)
+    assert again.home.device.take_counts() == []
+    # For another batch it is measured anew.
+    again.choices(1)
+    assert len(again.home.device.take_counts()) > len(choices)
+
+    # What is damaged is measured again.
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"x" + file.read_bytes())
+    third, _ = engine_of(model, 32, languages=("cuda",), measures=True)
+    third.choices(2)
+    assert third.home.device.take_counts()
+
+
+def names(choices):
+    return [[option.name for option in choice.options] for choice in choices]
+
+
+def test_too_little_memory_to_measure(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("EFFNET_FAST_CACHE", str(tmp_path))
+    modelled, _ = engine_of(tiny(), 32, languages=("cuda",))
+    home = Home.on(Device("ptx", 1, threads=1, capacity=1 << 20), torch.device("cpu"), ("cuda",))
+    home.measures = True
+    choices = GpuEngine(modelled.plan, home, HALF).choices(512)
+    modelled.home.target = home.target
+    pairs = zip(names(choices), names(modelled.choices(512)), choices, strict=True)
+    unmeasured = [(name, other) for name, other, choice in pairs if choice.measured is None]
+    assert len(unmeasured) > len(choices) // 2
+    assert all(name == other for name, other in unmeasured)
+    assert "chosen by the model, not measured" in caplog.text
+
+
+def test_measuring_can_be_switched_off(monkeypatch):
+    """And is by default on the machine."""
+    device = Device("ptx", threads=1)
+    assert not Home.on(device, torch.device("cpu")).measures
+    monkeypatch.setattr(device, "backend", "cuda")
+    assert Home.on(device, torch.device("cpu")).measures
+    monkeypatch.setenv("EFFNET_FAST_TUNE", "0")
+    assert not Home.on(device, torch.device("cpu")).measures
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..gpu.tensor import DeviceTensor
 from ..ops.gpu_step import CHECKS, LANGUAGES, aligned_map
 from ..plan import Plan, Stage
 from .cpu import run_torch
+from .gpu_measure import Measure
 from .gpu_tasks import Choice, Spec, Task, Weights, lower, spec_of
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class Home:
     apart : whether each value has an allocation of its own, for the machine to guard.
     target : the GPU that kernels are chosen for.
     missing : why kernels that would be preferred are not.
+    measures : whether kernels are chosen by measurement, rather than by the model of the target.
+    measured : seconds that were, by :class:`Measure`'s keys.
     """
 
     device: Device
@@ -47,6 +51,8 @@ class Home:
     apart: bool
     target: Target
     missing: tuple[str, ...] = ()
+    measures: bool = False
+    measured: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weights = Weights(self.keep)
@@ -56,12 +62,12 @@ class Home:
     def on(cls, device: Device, torch_device: torch.device, languages: Sequence[str] = ()) -> Home:
         """With the languages whose kernels are there, if none are named."""
         apart, target = device.backend == "ptx", Target.of(device)
-        if languages:
-            return cls(device, torch_device, tuple(languages), apart, target)
-        found, missing = available()
+        found, missing = (tuple(languages), ()) if languages else available()
         for reason in missing:
             _log.warning("%s", reason)
-        return cls(device, torch_device, found, apart, target, missing)
+        # The machine's clock says nothing of a GPU.
+        measures = device.backend == "cuda" and os.environ.get("EFFNET_FAST_TUNE", "1") != "0"
+        return cls(device, torch_device, found, apart, target, missing, measures)
 
     def __str__(self) -> str:
         languages = " and ".join(_NAMES[language] for language in self.languages)
@@ -168,7 +174,8 @@ class GpuEngine:
 
     def _lower(self, stage: Stage, batch: int) -> tuple[list[Choice], dict[str, Spec]]:
         home, batch = self.home, self.batch or batch
-        return lower(self.plan, stage, batch, self.dtype, home.target, home.languages)
+        measure = Measure(home, batch) if home.measures else None
+        return lower(self.plan, stage, batch, self.dtype, home.target, home.languages, measure)
 
     def _natives(self, batch: int, stream: Stream | None = None) -> list[_Native | None]:
         """The stages for a batch: kept, but for a caller who is capturing.

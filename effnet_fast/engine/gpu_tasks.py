@@ -94,10 +94,20 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A step with what it could be done by, the fastest first."""
+    """A step with what it could be done by, the fastest first.
+
+    Attributes
+    ----------
+    measured : the options' seconds on the device; None where the model's are what was chosen by.
+    """
 
     step: Step
     options: tuple[Option, ...]
+    measured: tuple[float, ...] | None = None
+
+
+# Seconds of each way to do a step, which reads values of these specs; or None.
+Measurement = Callable[[Step, Sequence[Option], Mapping[str, Spec]], tuple[float, ...] | None]
 
 
 class Weights:
@@ -130,8 +140,10 @@ def lower(
     dtype: torch.dtype,
     target: Target,
     languages: tuple[str, ...],
+    measure: Measurement | None = None,
 ) -> tuple[list[Choice], dict[str, Spec]]:
-    """A native stage as tasks for batches of ``batch`` images.
+    """A native stage as tasks for batches of ``batch`` images, chosen by the model, or by
+    ``measure``.
 
     Returns
     -------
@@ -139,7 +151,7 @@ def lower(
     dict of str to Spec
         Of every value that a chosen task reads or writes.
     """
-    return _Lowering(plan, stage, batch, dtype, target, languages).run()
+    return _Lowering(plan, stage, batch, dtype, target, languages).run(measure)
 
 
 def spec_of(plan: Plan, name: str, dtype: torch.dtype) -> Spec:
@@ -174,7 +186,7 @@ class _Lowering:
         self.specs: dict[str, Spec] = {name: self.spec_of(name) for name in stage.inputs}
         self.outside = {*stage.inputs, *stage.outputs}
 
-    def run(self) -> tuple[list[Choice], dict[str, Spec]]:
+    def run(self, measure: Measurement | None) -> tuple[list[Choice], dict[str, Spec]]:
         choices = []
         steps = list(self.stage.steps)
         while steps:
@@ -199,11 +211,25 @@ class _Lowering:
                 options, rest = [joined, both], rest[1:]
             else:
                 options = list(ways(step))
-            options.sort(key=lambda option: option.seconds)
-            choices.append(Choice(step, tuple(options)))
-            self.specs.update(options[0].specs)
+            choices.append(self.choose(step, options, measure))
+            self.specs.update(choices[-1].options[0].specs)
             steps = rest
         return choices, self.specs
+
+    def choose(self, step: Step, options: list[Option], measure: Measurement | None) -> Choice:
+        options.sort(key=lambda option: option.seconds)
+        reads = {
+            name: self.specs.get(name) or self.spec_of(name)
+            for option in options
+            for task in option.tasks
+            for name in task.reads
+            if name not in option.specs
+        }
+        seconds = None if measure is None else measure(step, options, reads)
+        if seconds is None:
+            return Choice(step, tuple(options))
+        order = sorted(range(len(options)), key=seconds.__getitem__)
+        return Choice(step, tuple(options[i] for i in order), tuple(seconds[i] for i in order))
 
     # ---- values ----------------------------------------------------------------------------------
 

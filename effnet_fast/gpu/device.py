@@ -69,16 +69,19 @@ class Device:
         self.backend = backend
         self.index = index
         if backend == "cuda":
-            self._native = _C.gpu.Device.open(_C.gpu.Driver.open_cuda(), index)
+            self._driver = _C.gpu.Driver.open_cuda()
+            self._native = _C.gpu.Device.open(self._driver, index)
         else:
-            self._native = self._open_machine(index, options)
+            self._driver = _C.gpu.Driver.open_machine(str(machine_library()))
+            self._native = self._open_machine(self._driver, index, options)
         self.stream = Stream(self)
         # Loaded once and kept: unloading one under a launch or a captured graph is undefined.
         self.kernels: dict[Any, Kernel] = {}
 
     @staticmethod
-    def _open_machine(index: int, options: Mapping[str, Any]) -> _C.gpu.Device:
-        driver = _C.gpu.Driver.open_machine(str(machine_library()))
+    def _open_machine(
+        driver: _C.gpu.Driver, index: int, options: Mapping[str, Any]
+    ) -> _C.gpu.Device:
         # Kept for contexts to come; 0 is the device's own.
         driver.set_option("capacity", str(options.get("capacity", 0)))
         native = _C.gpu.Device.open(driver, index)
@@ -114,6 +117,11 @@ class Device:
     def capability(self) -> int:
         """10 * major + minor of the compute capability: 80 for sm_80."""
         return self._native.capability
+
+    @property
+    def driver_version(self) -> int:
+        """Of the CUDA that the driver is of: 13000 for 13.0."""
+        return self._driver.version
 
     @cached_property
     def attributes(self) -> dict[str, int]:
