@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, CheckpointError
+from .files import whole_file
 from .graph import Call, Graph, Ref, function, run_graph
 from .report import Report
 from .verify import Parity
@@ -52,15 +51,8 @@ def save(model: OptimizedModel, path: str | Path) -> None:
             if name not in model.original.state_dict()
         },
     }
-    path = Path(path)
-    handle, scratch = tempfile.mkstemp(dir=path.parent or ".", prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    with whole_file(path) as file:
+        torch.save(content, file)
 
 
 def load(path: str | Path) -> OptimizedModel:

@@ -9,11 +9,9 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import asdict
 
 import torch
 
@@ -22,27 +20,11 @@ from ..capture import native_size
 from ..optimize import optimize
 from ..verify import relative_error
 from .coverage import build, models
+from .harness import interleaved, wall_clock
 
 # glibc gives large buffers back at each free unless told otherwise, and the page faults can be more
 # than half of PyTorch's time on a small network: the setting belongs to every figure.
 _ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
-
-
-def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns (A B C A B C ...) until ``seconds`` are over.
-
-    Every run is called once untimed first, and at least five times.
-    """
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or min(map(len, times.values())) < 5:
-        for name, run in runs.items():
-            before = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - before)
-    return times
 
 
 def measure(source: str, name: str, size: int, batch: int, threads: int, seconds: float) -> dict:
@@ -63,9 +45,9 @@ def measure(source: str, name: str, size: int, batch: int, threads: int, seconds
         last = build(source, name).to(memory_format=torch.channels_last)
         times = interleaved(
             {
-                "eager": lambda: stock(x),
-                "eager channels_last": lambda: last(rows),
-                "effnet_fast": lambda: fast(x),
+                "eager": wall_clock(lambda: stock(x)),
+                "eager channels_last": wall_clock(lambda: last(rows)),
+                "effnet_fast": wall_clock(lambda: fast(x)),
             },
             seconds,
         )
@@ -74,14 +56,7 @@ def measure(source: str, name: str, size: int, batch: int, threads: int, seconds
         "size": [h, w],
         "batch": batch,
         "threads": threads,
-        "milliseconds": {
-            key: {
-                "median": 1e3 * statistics.median(values),
-                "min": 1e3 * min(values),
-                "runs": len(values),
-            }
-            for key, values in times.items()
-        },
+        "seconds": {name: asdict(value) for name, value in times.items()},
         "difference": error,
         "optimize_seconds": optimize_seconds,
         "plan_seconds": plan_seconds,
@@ -123,10 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.model} at {h}x{w}, batch {options.batch}, {options.threads} threads, "
         f"torch {torch.__version__}, allocator {allocator or 'as it comes'}"
     )
-    fast = result["milliseconds"]["effnet_fast"]
-    for name, row in result["milliseconds"].items():
+    fast = result["seconds"]["effnet_fast"]
+    for name, row in result["seconds"].items():
+        median, p10, p90 = (1e3 * row[key] for key in ("median", "p10", "p90"))
         print(
-            f"  {name:20} median {row['median']:8.2f} ms, min {row['min']:8.2f} ms, "
+            f"  {name:20} median {median:8.2f} ms, p10 {p10:8.2f}, p90 {p90:8.2f}, "
             f"{row['median'] / fast['median']:5.2f}x of effnet_fast's median"
         )
     print(

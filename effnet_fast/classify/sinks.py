@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
 from ..errors import ArgumentError
+from ..files import whole_file
 from .pipeline import Result
 from .sources import reason
 
@@ -55,24 +55,16 @@ def open_sink(path: str | Path, format: str | None = None, *, topk: int) -> Iter
         raise ArgumentError(f"results file {path}: not a regular file")
     if format == "parquet":
         _need_pyarrow()
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        file = open(scratch, "xb")  # noqa: SIM115
-    except OSError as error:
-        raise ArgumentError(f"results file {path}: {reason(error)}") from error
-    try:
-        with file:
-            sink = _CLASSES[format](file, topk)
-            try:
-                yield sink
-            finally:
-                sink.close()  # pyarrow complains of a writer that is left open
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink()
-        raise
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(whole_file(path))
+        except OSError as error:
+            raise ArgumentError(f"results file {path}: {reason(error)}") from error
+        sink = _CLASSES[format](file, topk)
+        try:
+            yield sink
+        finally:
+            sink.close()  # pyarrow complains of a writer that is left open
 
 
 def format_of(path: Path) -> str:

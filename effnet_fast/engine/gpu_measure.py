@@ -14,7 +14,6 @@ from .. import __version__
 from ..errors import GpuError
 from ..gpu import cache
 from ..gpu.device import Event
-from ..gpu.tensor import DeviceTensor
 from ..plan import Step
 from .gpu_tasks import Option, Spec, Weights
 
@@ -44,14 +43,14 @@ class Measure:
         self.batch = batch
 
     def __call__(
-        self, step: Step, options: Sequence[Option], specs: Mapping[str, Spec]
+        self, steps: Sequence[Step], options: Sequence[Option], specs: Mapping[str, Spec]
     ) -> tuple[float, ...] | None:
         """Seconds of each option; None where memory does not suffice to find out.
 
-        ``specs`` are of the values that the step reads.
+        ``specs`` are of the values that the steps read.
         """
         known = [{**specs, **option.specs} for option in options]
-        key = self._key(step, options, known)
+        key = self._key(steps, options, known)
         seconds = self.home.measured.get(key)
         if seconds is None:
             entry = cache.read(key)
@@ -62,7 +61,7 @@ class Measure:
             except (torch.OutOfMemoryError, GpuError) as error:
                 if isinstance(error, GpuError) and error.result != "CUDA_ERROR_OUT_OF_MEMORY":
                     raise
-                what = f"{step.operator} for a batch of {self.batch}"
+                what = f"{steps[0].operator} for a batch of {self.batch}"
                 _log.warning("%s: chosen by the model, not measured: %s", what, error)
                 return None
             cache.write(key, {"seconds": seconds})
@@ -70,7 +69,7 @@ class Measure:
         return seconds
 
     def _key(
-        self, step: Step, options: Sequence[Option], known: Sequence[Mapping[str, Spec]]
+        self, steps: Sequence[Step], options: Sequence[Option], known: Sequence[Mapping[str, Spec]]
     ) -> str:
         """Of all that the seconds depend on: networks share layers of the same shape."""
         device = self.home.device
@@ -84,18 +83,19 @@ class Measure:
         ]
         nodes = [
             [type(node).__name__, str(getattr(node, "act", "")), str(getattr(node, "gate_act", ""))]
+            for step in steps
             for node in step.nodes
         ]
         return cache.digest(
             "seconds", __version__, device.name, device.driver_version, self.batch,
-            step.operator, str(step.window), nodes, tasks,
+            [[step.operator, str(step.window)] for step in steps], nodes, tasks,
         )  # fmt: skip
 
     def _seconds(self, option: Option, specs: Mapping[str, Spec]) -> float:
         """The median of a few samples, each of several runs in a graph."""
         home, device = self.home, self.home.device
         names = {name for task in option.tasks for name in (*task.reads, *task.writes)}
-        values = {name: self._scratch(specs[name]) for name in names}
+        values = {name: home.random(specs[name], self.batch) for name in names}
         with home.lock:
             weights = Weights(home.keep)  # not kept for those that are not chosen
             launches = [task.make(device, values, weights) for task in option.tasks]
@@ -116,19 +116,6 @@ class Measure:
         once = timed(1)
         repeats = min(math.ceil(_SAMPLE_SECONDS / max(once, 1e-7)), _MOST_REPEATS)
         return once if repeats == 1 else timed(repeats)
-
-    def _scratch(self, spec: Spec) -> DeviceTensor:
-        """A value like those of a network: of zeros a GPU draws less power, and may run faster."""
-        home, shape = self.home, (self.batch, *spec.shape)
-        count = spec.bytes(self.batch) // spec.dtype.itemsize
-        if home.emulated:
-            kept: Any = home.device.empty(spec.bytes(self.batch))
-            home.device.upload(torch.empty(count, dtype=spec.dtype).normal_(), into=kept)
-            address = kept.address
-        else:
-            kept = torch.empty(count, dtype=spec.dtype, device=home.torch_device).normal_()
-            address = kept.data_ptr()
-        return DeviceTensor(kept, address, spec.dtype, shape, spec.strides())
 
 
 def _signature(spec: Spec) -> list[Any]:

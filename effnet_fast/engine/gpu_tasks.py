@@ -94,20 +94,22 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A step with what it could be done by, the fastest first.
+    """Steps, mostly one, with what they could be done by, the fastest first.
 
     Attributes
     ----------
     measured : the options' seconds on the device; None where the model's are what was chosen by.
     """
 
-    step: Step
+    steps: tuple[Step, ...]
     options: tuple[Option, ...]
     measured: tuple[float, ...] | None = None
 
 
-# Seconds of each way to do a step, which reads values of these specs; or None.
-Measurement = Callable[[Step, Sequence[Option], Mapping[str, Spec]], tuple[float, ...] | None]
+# Seconds of each way to do steps, which read values of these specs; or None.
+Measurement = Callable[
+    [Sequence[Step], Sequence[Option], Mapping[str, Spec]], tuple[float, ...] | None
+]
 
 
 class Weights:
@@ -208,15 +210,17 @@ class _Lowering:
                     (*apart[0].tasks, *apart[1].tasks),
                     {**apart[0].specs, **apart[1].specs},
                 )
-                options, rest = [joined, both], rest[1:]
+                options, done, rest = [joined, both], (step, rest[0]), rest[1:]
             else:
-                options = list(ways(step))
-            choices.append(self.choose(step, options, measure))
+                options, done = list(ways(step)), (step,)
+            choices.append(self.choose(done, options, measure))
             self.specs.update(choices[-1].options[0].specs)
             steps = rest
         return choices, self.specs
 
-    def choose(self, step: Step, options: list[Option], measure: Measurement | None) -> Choice:
+    def choose(
+        self, steps: tuple[Step, ...], options: list[Option], measure: Measurement | None
+    ) -> Choice:
         options.sort(key=lambda option: option.seconds)
         reads = {
             name: self.specs.get(name) or self.spec_of(name)
@@ -225,11 +229,11 @@ class _Lowering:
             for name in task.reads
             if name not in option.specs
         }
-        seconds = None if measure is None else measure(step, options, reads)
+        seconds = None if measure is None else measure(steps, options, reads)
         if seconds is None:
-            return Choice(step, tuple(options))
+            return Choice(steps, tuple(options))
         order = sorted(range(len(options)), key=seconds.__getitem__)
-        return Choice(step, tuple(options[i] for i in order), tuple(seconds[i] for i in order))
+        return Choice(steps, tuple(options[i] for i in order), tuple(seconds[i] for i in order))
 
     # ---- values ----------------------------------------------------------------------------------
 

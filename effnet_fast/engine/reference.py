@@ -23,11 +23,12 @@ def run(plan: Plan, x: torch.Tensor, impl: str = "reference") -> dict[str, torch
         if step.operator in ("aten", "swish"):
             run_torch(network, step, values, impl)
         else:
-            _run_step(step, values, impl)
+            run_step(step, values, impl)
     return values
 
 
-def _run_step(step: Step, values: dict[str, torch.Tensor], impl: str) -> None:
+def run_step(step: Step, values: dict[str, torch.Tensor], impl: str) -> None:
+    """Add what one step makes to the values."""
     first, node = step.nodes[0], step.nodes[-1]
     if step.operator == "squeeze_excite":
         values[node.name] = ops.squeeze_excite(

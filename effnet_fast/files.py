@@ -1,0 +1,34 @@
+"""Files that are whole under their names, or not there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes its name when the block ends; if that raises, all is as before.
+
+    It is written beside its place, and on the disk before it takes the name. A link is followed.
+
+    Raises
+    ------
+    OSError
+        As of ``open``, before the block begins, and of writing.
+    """
+    path = Path(os.path.realpath(path))
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with open(scratch, "xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink()
+            raise
