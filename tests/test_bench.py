@@ -162,7 +162,7 @@ def test_results_of_something_else_are_refused(tmp_path, head, message):
 def test_what_is_no_file_of_results_is_refused(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(errors.ArgumentError, match="no file of results|format 0"):
+    with pytest.raises(errors.ArgumentError, match=r"no file of results|format 0"):
         Results(path, HEAD)
     assert path.read_text() == text
 
