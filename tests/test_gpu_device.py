@@ -143,6 +143,18 @@ def test_options_of_the_machine():
         assert device.memory[1] == 40 << 30
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("last, made", [(0, 5), (2, 2), (5, 5), (6, 5)])
+def test_the_last_blocks_alone(last, made, shuffle):
+    """Of a grid of 5: the others have not run."""
+    with Device("ptx", last_blocks=last, shuffle=shuffle) as device:
+        y = device.upload(np.zeros(5 * 32, np.uint32))
+        kernel = device.load(KERNELS).kernel("store")
+        device.launch(Launch(kernel, (5,), (32,), arguments=(y, 7, 5 * 32)))
+        blocks = device.download(y, np.uint32).reshape(5, 32)
+    assert (blocks[5 - made :] == 7).all() and (blocks[: 5 - made] == 0).all()
+
+
 STAND_IN = """
 from effnet_fast import _C
 from effnet_fast.errors import BackendError

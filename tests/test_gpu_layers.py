@@ -161,3 +161,56 @@ def test_offsets_beyond_32_bits(impl, stride):
         device.synchronize()
     assert_parity(y.permute(0, 3, 1, 2), expected)
     assert math.prod(y.shape) == expected.value.numel()
+
+
+@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("operator", ["pointwise_conv", "depthwise_conv"])
+def test_b7_at_batch_128(impl, operator):
+    """Its first widened map at 600 pixels has 2.2e9 elements: the last blocks that make it, and
+    that read it."""
+    dtype, n, c, size, window = (
+        torch.float16,
+        128,
+        192,
+        300,
+        Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1)),
+    )
+    side, r = gpu_step.host_side(impl, operator), Random(dtype)
+    cin, out = (32, size) if operator == "pointwise_conv" else (c, size // 2)
+    image, bias = r(1, size, size, cin).permute(0, 3, 1, 2), r(c)
+    weight = r.weight(c, cin, 1, 1) if operator == "pointwise_conv" else r.weight(c, 1, 3, 3)
+    with Device("ptx", threads=1, last_blocks=12) as device:
+        stream = device.stream._native
+
+        def last_of(there, image):
+            """Address and bytes of the last image, of the batch and here."""
+            bytes = image.numel() * dtype.itemsize
+            return there.address + (n - 1) * bytes, image.data_ptr(), bytes
+
+        def placed(c, size, image):
+            strides = (size * size * c, 1, size * c, c)
+            there = DeviceTensor.empty(device, (n, c, size, size), strides, dtype)
+            to, source, bytes = last_of(there, image)
+            _C.gpu.copy_to_device(stream, to, source, bytes)
+            return there
+
+        y = torch.full((1, out, out, c), torch.nan, dtype=dtype)
+        x, there = placed(cin, size, image), placed(c, out, y)
+        assert max(math.prod(x.shape), math.prod(there.shape)) > 1 << 31
+        if operator == "pointwise_conv":
+            packed = [DeviceTensor.upload(device, t) for t in side.pack(weight, bias)]
+            launch = side.launch(device, x, packed, there, Act.SWISH)
+            expected = conv(image, weight, bias, "swish")
+        else:
+            constants = DeviceTensor.upload(device, side.pack(weight, bias))
+            launch = side.launch(device, x, constants, there, window, Act.SWISH)
+            expected = conv(image, weight, bias, "swish", window)
+        device.launch(launch)
+        source, to, bytes = last_of(there, y)
+        _C.gpu.copy_to_host(stream, to, source, bytes)
+        device.synchronize()
+    y = y.permute(0, 3, 1, 2)
+    made = ~y.isnan()
+    assert made[0, :, -1, -1].any() and made.sum() >= 4096
+    assert not made[0, :, 0].any()
+    assert_parity(y[made], Exact(*(part[made] for part in expected)))

@@ -431,12 +431,14 @@ __attribute__((visibility("default"))) int effnet_ptx_set_option(const char* nam
       options.seed = number(UINT64_MAX);
     } else if (key == "max_instructions") {
       options.max_instructions = number(UINT64_MAX);
+    } else if (key == "last_blocks") {
+      options.last_blocks = number(UINT64_MAX);
     } else if (key == "capacity") {
       state().capacity = number(uint64_t{1} << 40);
     } else {
       refuse(CUDA_ERROR_INVALID_VALUE,
              text("no option '%s'; accepted: threads, shuffle, approx, seed, max_instructions, "
-                  "capacity",
+                  "last_blocks, capacity",
                   name));
     }
   });

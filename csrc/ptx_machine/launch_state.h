@@ -70,7 +70,7 @@ struct LaunchState {
   std::mutex atomics;   // one read-modify-write at a time
   Publication publication;
 
-  std::vector<uint64_t> order;  // of blocks, when shuffled
+  std::vector<uint64_t> order;  // of blocks; empty: all, in the order of their numbers
   std::atomic<uint64_t> next{0};
   std::atomic<bool> stop{false};
   std::mutex fault_mutex;

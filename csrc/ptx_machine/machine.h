@@ -90,6 +90,7 @@ struct Options {
   bool exact_approximations = false;       // ex2.approx and its like give the exact value, rounded
   uint64_t seed = 0;                       // of shuffling and of the errors of approximations
   uint64_t max_instructions = 1ull << 31;  // thread-instructions of one block
+  uint64_t last_blocks = 0;                // of a grid, that alone run; 0: all of them
 };
 
 // Sectors are 32 bytes. Three figures that are kept apart: requested by warps (what L1 sees), the

@@ -27,7 +27,8 @@ int effnet_ptx_declare(const effnet_ptx_region* regions, size_t count);
 int effnet_ptx_set_registers(void* function, int registers);
 
 /* "threads", "shuffle" (0 or 1), "approx" ("perturbed" or "exact"), "seed", "max_instructions",
- * "capacity" (bytes of a device, for contexts to come). Returns a CUresult. */
+ * "last_blocks" (of a grid, that alone run; 0: all), "capacity" (bytes of a device, for contexts to
+ * come). Returns a CUresult. */
 int effnet_ptx_set_option(const char* name, const char* value);
 
 /* As just allocated: contents gone, reading them is an error. */

@@ -276,9 +276,13 @@ LaunchState::LaunchState(const Launch& launch, Memory& memory, const Options& op
     if (writable) view.races = races_of(*view.allocation);
   }
   declared = views.size();
+  const uint64_t blocks = launch.grid.count();
+  const bool some = options.last_blocks > 0 && options.last_blocks < blocks;
+  if (some || options.shuffle) {
+    order.resize(some ? options.last_blocks : blocks);
+    std::iota(order.begin(), order.end(), blocks - order.size());
+  }
   if (options.shuffle) {
-    order.resize(launch.grid.count());
-    std::iota(order.begin(), order.end(), uint64_t{0});
     std::mt19937_64 generator(options.seed);
     std::shuffle(order.begin(), order.end(), generator);
   }
@@ -563,7 +567,7 @@ void Worker::run_block() {
 }
 
 void Worker::run() {
-  const uint64_t count = state.launch.grid.count();
+  const uint64_t count = state.order.empty() ? state.launch.grid.count() : state.order.size();
   try {
     for (;;) {
       if (state.stop.load(std::memory_order_relaxed)) return;

@@ -20,7 +20,9 @@ from effnet_fast.errors import ArgumentError
 
 BACKENDS = ("cuda", "ptx")
 # What each option of the machine accepts is checked by the machine, which names it.
-MACHINE_OPTIONS = ("threads", "shuffle", "approx", "seed", "max_instructions", "capacity")
+MACHINE_OPTIONS = (
+    "threads", "shuffle", "approx", "seed", "max_instructions", "last_blocks", "capacity",
+)  # fmt: skip
 FLOAT_FORMATS = {2: "<e", 4: "<f", 8: "<d"}
 
 
@@ -44,7 +46,7 @@ class Device:
     **options
         Of the machine: ``threads`` of the host (0: one per core), ``shuffle`` blocks and warps,
         ``approx`` (``"perturbed"`` or ``"exact"``), ``seed``, ``max_instructions`` of a block's
-        threads, ``capacity`` in bytes.
+        threads, ``last_blocks`` of a grid, that alone run (0: all), ``capacity`` in bytes.
 
     Raises
     ------
