@@ -33,6 +33,7 @@ from .ops.registry import LIBRARY
 from .plan import Plan, make_plan
 from .recognise import recognise
 from .report import Report
+from .verify import Block
 
 if TYPE_CHECKING:  # the GPU engine needs the compiled part, which a model can be without
     from .engine.gpu import GpuEngine, Home
@@ -278,6 +279,22 @@ class Fused(nn.Module):
         if self.backend != "cpu":
             raise ArgumentError(f"backend is {self.backend!r}; accepted by profile: 'cpu'")
         return engine.profile(x, torch.get_num_threads())
+
+    def blocks(self, x: torch.Tensor) -> list[Block]:
+        """What each block of the network leaves, for an image batch; GPU backends only.
+
+        The error is against the same network in float64, on the CPU.
+        """
+        self._check(x)
+        size = tuple(x.shape[-2:])
+        plan, engine = self._planned(size)
+        ends = [step for step in plan.steps if step.operator in ("pointwise_conv", "fused_mbconv")]
+        names = [step.nodes[-1].name for step in ends]
+        with torch.no_grad():
+            found = engine.traced(names).run(x.detach())
+            wide = recognise(self.graph, self.tensors(), torch.float64)
+            exact = reference.run(make_plan(wide, size), x.double())
+            return [Block.of(name, plan.sizes[name], found[name], exact[name]) for name in names]
 
     # ---- copies ----------------------------------------------------------------------------------
 

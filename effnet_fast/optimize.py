@@ -31,7 +31,7 @@ from .model import Fused, OptimizedModel, gpu_home
 from .ops.extension import extension
 from .partial import Parts, capture_parts
 from .report import Report, count_operators, fused_share
-from .verify import CAPTURE_FACTOR, FLOORS, Parity, Tally, check_capture
+from .verify import CAPTURE_FACTOR, FLOORS, Block, Parity, Tally, check_capture
 
 _log = logging.getLogger(__name__)
 
@@ -133,9 +133,17 @@ def optimize(
         with timed("plan"):
             plans = [body.plan(body.graph.locked or size or native_size(model))]
     parity: list[Parity] = []
+    blocks: list[Block] = []
     if verify:
         with timed("verify"):
             parity = list(_verified(optimized, model, example_input, dtype, channels))
+            if parts is None and _is_half_on_gpu(body):
+                generator = torch.Generator().manual_seed(0)
+                x = torch.randn(1, channels, *_verify_size(graph), generator=generator)
+                blocks = body.blocks(x.to(body.device, dtype))
+                for block in blocks:
+                    if block.overflows:
+                        _log.warning("%s: %s", type(model).__name__, block.overflow(dtype))
     optimized.report = Report(
         model=type(model).__name__,
         backend=engine,
@@ -149,6 +157,7 @@ def optimize(
         locked=body.graph.locked if parts is None else None,
         parts=parts.captured if parts else (),
         parity=tuple(parity),
+        blocks=tuple(blocks),
         weight_bytes=sum(part.weight_bytes for part in fused),
         seconds=seconds,
     )
@@ -273,6 +282,16 @@ def _check_example(example: Any, channels: int, dtype: torch.dtype) -> None:
 _MOST_BATCHES = 12
 
 
+def _verify_size(graph: Graph) -> tuple[int, int]:
+    if graph.locked:
+        return graph.locked
+    return tuple(edge + graph.sizes[0][0] - 64 for edge in _VERIFY_SIZE)
+
+
+def _is_half_on_gpu(part: Fused) -> bool:
+    return part.backend in ("gpu", "ptx") and part.dtype in (torch.float16, torch.bfloat16)
+
+
 def _verified(
     optimized: OptimizedModel,
     model: nn.Module,
@@ -283,16 +302,18 @@ def _verified(
     """Compare on random images of a size that was not captured, and on the example."""
     body = optimized._body
     whole = body.graph if isinstance(body, Fused) else None
-    if whole is None:
-        size = native_size(model)
-    elif whole.locked:
-        size = whole.locked
-    else:
-        size = tuple(edge + whole.sizes[0][0] - 64 for edge in _VERIFY_SIZE)
+    size = native_size(model) if whole is None else _verify_size(whole)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     # Without a graph of the whole, a float64 copy of the model is the exact one.
     double = None if whole else copy.deepcopy(model).double()
+
+    def overflows(x: torch.Tensor) -> str:
+        """The blocks that do: mostly the reason why a half-precision model differs."""
+        if whole is None or not _is_half_on_gpu(body):
+            return ""
+        found = [block.overflow(dtype) for block in body.blocks(x) if block.overflows]
+        return "".join(f"; {reason}" for reason in found)
 
     def settle(shape: torch.Size, first: torch.Tensor | None = None) -> Parity:
         tally = Tally(dtype)
@@ -313,11 +334,14 @@ def _verified(
                     )
             parity = tally.add(fast, stock, pytree.tree_leaves(exact), tuple(shape))
             if whole is not None and not parity.stock_error <= CAPTURE_FACTOR * FLOORS[dtype]:
-                with torch.no_grad():
-                    check_capture(stock, run_graph(whole, x, body.tensors()), parity)
+                try:
+                    with torch.no_grad():
+                        check_capture(stock, run_graph(whole, x, body.tensors()), parity)
+                except ParityError as error:
+                    raise ParityError(f"{error}{overflows(x)}") from error
             if parity.holds:
                 return parity
-        raise ParityError(f"the optimised model differs from the original: {parity}")
+        raise ParityError(f"the optimised model differs from the original: {parity}{overflows(x)}")
 
     yield settle(torch.Size((2, channels, *size)))
     if example is not None and len(example):

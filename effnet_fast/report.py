@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from .network import Network
 from .plan import Plan
-from .verify import Parity
+from .verify import Block, Parity
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Report:
         PyTorch.
     fallbacks : what is not fused and why, one line each.
     parity : one entry for each image size that was verified; empty with ``verify=False``.
+    blocks : in half precision, errors and ranges of what each block leaves, of one image.
     seconds : what capture, recognise, plan and verify took.
     """
 
@@ -38,6 +41,7 @@ class Report:
     locked: tuple[int, int] | None
     parts: tuple[str, ...] = ()
     parity: tuple[Parity, ...] = ()
+    blocks: tuple[Block, ...] = ()
     weight_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -60,9 +64,23 @@ class Report:
             lines.append(f"  for {self.locked[0]}x{self.locked[1]} images alone")
         lines += [f"  not fused: {line}" for line in self.fallbacks]
         lines += [f"  verified: {parity}" for parity in self.parity] or ["  not verified"]
+        if self.blocks:
+            lines.append(f"  {self._blocks()}")
         if self.seconds:
             lines.append("  " + ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items()))
         return "\n".join(lines)
+
+    def _blocks(self) -> str:
+        worst = max(self.blocks, key=lambda block: block.error)
+        widest = max(self.blocks, key=lambda block: block.largest)
+        overflows = sum(block.overflows > 0 for block in self.blocks)
+        limit = torch.finfo(getattr(torch, self.dtype)).max
+        return (
+            f"{len(self.blocks)} blocks: largest error {worst.error:.1e} in {worst}, largest value "
+            f"{widest.largest:.3g} in {widest}, {self.dtype} holds {limit:.3g}"
+            + f"; {overflows} overflow"
+            * bool(overflows)
+        )
 
 
 def count_operators(plans: Iterable[Plan]) -> dict[str, int]:

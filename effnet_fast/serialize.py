@@ -16,7 +16,7 @@ from .errors import CaptureError, CheckpointError
 from .files import whole_file
 from .graph import Call, Graph, Ref, function, run_graph
 from .report import Report
-from .verify import Parity
+from .verify import Block, Parity
 
 if TYPE_CHECKING:
     from .model import OptimizedModel
@@ -216,7 +216,10 @@ def _value(plain: Any) -> Any:
 
 def _report_from_plain(plain: dict[str, Any]) -> Report:
     plain = dict(plain)
-    plain["parity"] = tuple(Parity(**{**p, "shape": tuple(p["shape"])}) for p in plain["parity"])
+    for name, kind in (("parity", Parity), ("blocks", Block)):
+        # Files of before there were blocks have none.
+        rows = plain.get(name, ())
+        plain[name] = tuple(kind(**{**row, "shape": tuple(row["shape"])}) for row in rows)
     for name in ("fallbacks", "parts"):
         plain[name] = tuple(plain[name])
     if plain["locked"] is not None:

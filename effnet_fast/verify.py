@@ -47,6 +47,46 @@ class Parity:
         return f"error {self.error:.1e} ({beside}) on {shape}"
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a block of the network leaves, in half precision: its error and its range.
+
+    Attributes
+    ----------
+    name : of the value.
+    shape : (C, H, W).
+    error : relative L2, against float64.
+    largest : magnitude of an element, in float64.
+    overflows : elements that are finite in float64 and not here.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    error: float
+    largest: float
+    overflows: int
+
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...], y: torch.Tensor, exact: torch.Tensor) -> Block:
+        """Of the same values, computed and exact."""
+        y = y.reshape(exact.shape)
+        overflows = int((exact.isfinite() & ~y.isfinite()).sum())
+        return cls(
+            name, tuple(shape), relative_error(y, exact), exact.abs().max().item(), overflows
+        )
+
+    def overflow(self, dtype: torch.dtype) -> str:
+        """What a person is told where it does."""
+        name = str(dtype).removeprefix("torch.")
+        return (
+            f"{self} overflows {name}, which holds {torch.finfo(dtype).max:.3g}: {self.overflows} "
+            f"elements, the largest {self.largest:.3g}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} ({'x'.join(map(str, self.shape))})"
+
+
 def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
     """Relative L2: ||y - exact|| / ||exact||, summed in float64."""
     exact = exact.double()

@@ -122,6 +122,53 @@ def test_other_models(name):
     assert error <= max(1.5 * stock, FLOORS[HALF])
 
 
+# ---- half precision, block by block --------------------------------------------------------------
+
+
+def test_blocks_are_in_the_report():
+    model = calibrated(timm.create_model("tf_efficientnet_lite0"))
+    fast = effnet_fast.optimize(model, backend="ptx", dtype=HALF)
+    blocks = fast.report.blocks
+    assert len(blocks) == 17  # 16 and the head
+    assert blocks[0].shape == (16, 49, 66) and blocks[-1].shape == (1280, 1, 1)
+    for block in blocks:
+        assert 1e-5 < block.error < 1e-1 and block.largest > 0 and block.overflows == 0
+    assert "17 blocks: largest error" in str(fast.report)
+    assert "float16 holds 6.55e+04" in str(fast.report)
+    # Errors grow with depth: a block's is not the network's.
+    assert blocks[0].error < blocks[-2].error
+
+
+class Wide(nn.Module):
+    """Its second convolution leaves some 1e7; what is made of that is 6, or as large as before."""
+
+    def __init__(self, clips):
+        super().__init__()
+        self.up, self.down = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 8, 1, bias=False)
+        self.last = nn.Conv2d(8, 8, 1)
+        self.act = nn.ReLU6() if clips else nn.Identity()
+        with torch.no_grad():
+            self.down.weight.fill_(2e4)
+            self.up.bias.fill_(30)
+            self.last.weight.fill_(0.1 if clips else 1e-6)
+
+    def forward(self, x):
+        return self.act(self.last(self.down(self.up(x).relu()))).mean((2, 3))
+
+
+def test_a_block_that_overflows_is_named(caplog):
+    said = r"conv2d_1 \(8x49x66\) overflows float16, which holds 6.55e\+04: \d+ elements"
+    fast = effnet_fast.optimize(Wide(clips=True).eval(), backend="ptx", dtype=HALF)
+    assert [block.overflows > 0 for block in fast.report.blocks] == [True, False]
+    assert re.search(said, caplog.text)
+    assert "; 1 overflow" in str(fast.report)
+    with pytest.raises(errors.ParityError, match=said):
+        effnet_fast.optimize(Wide(clips=False).eval(), backend="ptx", dtype=HALF)
+    # bfloat16 has the range.
+    fast = effnet_fast.optimize(Wide(clips=False).eval(), backend="ptx", dtype=torch.bfloat16)
+    assert not any(block.overflows for block in fast.report.blocks)
+
+
 # ---- what a call promises ------------------------------------------------------------------------
 
 
@@ -195,6 +242,34 @@ class WithSegment(nn.Module):
     def forward(self, x):
         y = torch.cumsum(self.first(x).relu(), 2)
         return self.second(y).mean((2, 3))
+
+
+def test_maps_that_torch_sees_lie_as_the_launches_have_them():
+    """12 channels of 2 bytes are no multiple of 16: their pixels begin at one all the same."""
+    for channels in range(1, 20):
+        spec = gpu.Spec((channels, 5, 6), HALF)
+        y = gpu._output(spec, 2, {"x": torch.empty(0)})
+        assert y.shape == (2, channels, 5, 6) and y.stride() == spec.strides()
+        assert y.untyped_storage().nbytes() == spec.bytes(2)
+
+
+class Features(nn.Module):
+    """A map of 12 channels, and what is made of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 20, 1)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return y, self.second(y).relu()
+
+
+def test_maps_are_outputs():
+    fast = effnet_fast.optimize(Features().eval(), backend="ptx", dtype=HALF)
+    for y, channels in zip(fast(images(2, 18, 20).to(HALF)), (12, 20), strict=True):
+        assert y.shape == (2, channels, 9, 10)
+        assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_segments_run_in_torch():

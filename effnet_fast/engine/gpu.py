@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import ArgumentError, BackendError, EffnetFastError, GpuError, Out
 from ..gpu.device import Device, Event, Graph, Launch, Stream
 from ..gpu.targets import Target
 from ..gpu.tensor import DeviceTensor
+from ..graph import Ref
 from ..ops.gpu_step import CHECKS, LANGUAGES, aligned_map
 from ..plan import Plan, Stage
 from .cpu import run_torch
@@ -154,6 +155,9 @@ class GpuEngine:
         self.batch = batch
         self.home = home
         self.dtype = dtype
+        aliases = plan.network.aliases
+        names = (out.name for out in plan.network.outputs if isinstance(out, Ref))
+        self._last = tuple(dict.fromkeys(aliases.get(name, name) for name in names))
         self._lock = threading.Lock()
         self._batches: OrderedDict[int, list[_Native | None]] = OrderedDict()
 
@@ -170,7 +174,22 @@ class GpuEngine:
                 run_torch(self.plan.network, stage.steps[0], values)
             else:
                 native.run(values, stream)
+        for name in self._last:
+            # Without what lies between the pixels of a map whose channels are no multiple of 16
+            # bytes: torch.compile was told of none.
+            if values[name].dim() == 4:
+                values[name] = values[name].contiguous(memory_format=torch.channels_last)
         return values
+
+    def traced(self, names: Iterable[str]) -> GpuEngine:
+        """An engine that leaves these values too, of those that the plan's steps make."""
+        wanted = list(dict.fromkeys(names))
+        stages = []
+        for stage in self.plan.stages:
+            made = {name for step in stage.steps for name in step.makes()}
+            more = tuple(n for n in wanted if n in made and n not in stage.outputs)
+            stages.append(replace(stage, outputs=(*stage.outputs, *more)))
+        return GpuEngine(replace(self.plan, stages=tuple(stages)), self.home, self.dtype)
 
     def choices(self, batch: int) -> list[Choice]:
         """The kernels of every native step, for batches of so many images."""
@@ -419,9 +438,10 @@ def _allocate(device: Device, bytes: int) -> tuple[Any, int]:
 
 
 def _output(spec: Spec, batch: int, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A tensor for the caller: channels last, a map of one pixel as (N, C)."""
+    """A tensor that torch sees: channels last, as the spec has it; a map of one pixel as (N, C)."""
     device = next(iter(values.values())).device
     if len(spec.shape) == 3 and spec.shape[1:] != (1, 1):
-        c, h, w = spec.shape
-        return torch.empty((batch, h, w, c), dtype=spec.dtype, device=device).permute(0, 3, 1, 2)
+        strides = spec.strides()
+        storage = torch.empty(batch * strides[0], dtype=spec.dtype, device=device)
+        return storage.as_strided((batch, *spec.shape), strides)
     return torch.empty((batch, spec.shape[0]), dtype=spec.dtype, device=device)
