@@ -53,19 +53,23 @@ class Operand:
     offset : elements of the allocation before the first.
     expected : of an output.
     parts : the dimension along which an output's sum is expected.
+    between : the type of a map that an output was made of, if not its own.
     """
 
     values: torch.Tensor
     offset: int = 0
     expected: Exact | None = None
     parts: int | None = None
+    between: torch.dtype | None = None
 
     @cached_property
     def storage(self) -> torch.Tensor:
         """What the allocation holds before the launch."""
         sizes = zip(self.values.shape, self.values.stride(), strict=True)
         span = 1 + sum((size - 1) * stride for size, stride in sizes)
-        storage = torch.full((self.offset + span,), torch.nan, dtype=self.values.dtype)
+        dtype = self.values.dtype
+        beside = torch.nan if dtype.is_floating_point else 0
+        storage = torch.full((self.offset + span,), beside, dtype=dtype)
         if self.expected is None:
             self.view(storage).copy_(self.values)
         return storage
@@ -87,7 +91,8 @@ class Operand:
         y.fill_(torch.nan)
         bits = BITS[y.dtype.itemsize]
         assert torch.equal(storage.view(bits), self.storage.view(bits)), "written beside its place"
-        assert_parity(result if self.parts is None else result.sum(self.parts), self.expected)
+        result = result if self.parts is None else result.sum(self.parts)
+        assert_parity(result, self.expected, self.between)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +328,7 @@ def expand_case(
     expected = conv(rounded(wide, dtype), weight, bias, act, window)
     tiles = math.ceil(out[0] / cut.rows) * math.ceil(out[1] / cut.columns)
     names = ("weight", "expand_bias", "constants")
-    packed = dict(zip(names, host.pack(first, first_bias, weight, bias), strict=True))
+    packed = dict(zip(names, host.pack(first, first_bias, weight, bias, stem), strict=True))
     operands = {name: Operand(t) for name, t in packed.items() if t is not None}
     operands |= {
         "x": Operand(x, 0 if stem else x_lies.offset),
@@ -331,7 +336,7 @@ def expand_case(
     }
     if has_sums:
         partial = torch.empty(n, tiles, channels)
-        operands["sums"] = Operand(partial, expected=sums(expected), parts=1)
+        operands["sums"] = Operand(partial, expected=sums(expected), parts=1, between=dtype)
 
     def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
         weights = tuple(there.get(name) for name in names)
@@ -343,35 +348,84 @@ def expand_case(
     return Case(operands, launch)
 
 
-def expand_cases(k: int, s: int, planes: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Of expand_depthwise_k<k>s<s>_<16 planes>_<dtype>."""
+def expand_cases(
+    k: int, s: int, layout: str, planes: int, dtype: torch.dtype
+) -> Iterator[Case]:
+    """Of the kernel of expand_depthwise for a window of k and s, and maps of a layout."""
+    if dtype == torch.float32:
+        yield from float_expand_cases(k, s, planes)
+        return
+    cut = functools.partial(expand_depthwise.Tiling, planes=planes, layout=layout)
+    low = (k - 1) // 2
+    window = Window((k, k), (s, s), (1, 1), (low, low, k - 1 - low, k - 1 - low))
+    channels = 16 * planes
+    lies, aligned = Lie(gap=8, row_gap=8), Lie(gap=8, row_gap=16, offset=8)
+    case = functools.partial(expand_case, dtype)
+    before, after = (
+        Window((k, k), (s, s), (1, 1), padding)
+        for padding in ((k - 1, k - 1, 0, 0), (0, 0, k - 1, k - 1))
+    )
+    if layout == "wide":
+        # Rounds of rows, in steps that end within them, and tiles of columns, of which the last
+        # are smaller; channels of a chunk in part; more columns of a matrix than one tile has.
+        shape = (1, 40, 35 * s, 23 * s)
+        yield case(shape, channels + 8, window, cut(35, 18 // s, 7), "swish", None, lies, aligned)
+        yield case((2, 136, 10, 9), channels, window, cut(-(-10 // s), -(-9 // s), 4), "relu6")
+        # x that ends within a copy; tiles of rows; no biases; padding at one side.
+        x_lies = Lie(gap=5)
+        for one in (before, after):
+            yield case(
+                (1, 11, 21, 37), 40, one, cut(16 // s, 16 // s, 16), "swish", None, x_lies,
+                biases=False,
+            )  # fmt: skip
+        yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
+        return
+    most = 8 if layout == "row8" else 16
+    # Two images at once, of which the last is alone, and several of a block.
+    shape = (5, 40, 8 * s, most - 1)
+    yield case(
+        shape, channels + 8, window, cut(8, (most - 2) // s + 1, 3, images=4), "swish", None, lies,
+        aligned,
+    )  # fmt: skip
+    yield case((3, 136, 3, most), channels, window, cut(-(-3 // s), most // s, 3), "relu6")
+    # Rounds of rows, the last of them in part; tiles of rows.
+    rows = 21 if planes == 3 else 7
+    for one, images in ((before, 1), (after, 2)):
+        shape = (2, 11, 37 * s, most - 3)
+        yield case(
+            shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), "swish", None,
+            Lie(gap=5), biases=False,
+        )  # fmt: skip
+    yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
+
+
+def float_expand_cases(k: int, s: int, planes: int) -> Iterator[Case]:
+    """Of expand_depthwise_k<k>s<s>_<16 planes>_float32."""
     cut = functools.partial(expand_depthwise.Tiling, planes=planes)
-    unit = 16 // dtype.itemsize
+    case = functools.partial(expand_case, torch.float32)
+    unit = 4
     lies, quads = Lie(gap=unit, row_gap=unit), Lie(gap=4, row_gap=8, offset=4)
     low = (k - 1) // 2
     window = Window((k, k), (s, s), (1, 1), (low, low, k - 1 - low, k - 1 - low))
     channels = 16 * planes
     # Tiles of rows and of columns, of which the last are smaller; more than one chunk of channels,
     # the last of them in part; more columns of a matrix than one tile has.
-    yield expand_case(
-        dtype, (2, 5 * unit, 12 * s, 9 * s), channels + 12, window, cut(5, 5, 2), "swish", None,
-        lies, quads,
-    )  # fmt: skip
+    shape = (2, 5 * unit, 12 * s, 9 * s)
+    yield case(shape, channels + 12, window, cut(5, 5, 2), "swish", None, lies, quads)
     depth = 17 * unit
-    yield expand_case(dtype, (1, depth, 9, 8), channels, window, cut(-(-9 // s), 7, 2), "relu6")
+    yield case((1, depth, 9, 8), channels, window, cut(-(-9 // s), 7, 2), "relu6")
     # x that ends within a copy; a step that is the whole map; no biases; padding at one side.
     window = Window((k, k), (s, s), (1, 1), (0, k - 1, k - 1, 0))
-    yield expand_case(
-        dtype, (1, unit + 3, 7, 11), 36, window, cut(-(-7 // s), -(-11 // s), 16), "swish", None,
+    yield case(
+        (1, unit + 3, 7, 11), 36, window, cut(-(-7 // s), -(-11 // s), 16), "swish", None,
         Lie(gap=unit - 3), biases=False,
     )  # fmt: skip
     window = Window((k, k), (s, s), (1, 1), (k - 1,) * 4)
-    yield expand_case(dtype, (1, unit, 2, 1), 4, window, cut(1, 1, 1), "none", has_sums=False)
+    yield case((1, unit, 2, 1), 4, window, cut(1, 1, 1), "none", has_sums=False)
     # Every number of outputs of a thread that are inside.
     window = Window((k, k), (s, s), (1, 1), (0, low, k - 1, k - 1 - low))
     for columns, act in itertools.product((2, 3, 4, 6, 7), ("swish", "relu")):
-        shape = (1, unit, 1, columns * s)
-        yield expand_case(dtype, shape, 4, window, cut(1, columns, 1), act)
+        yield case((1, unit, 1, columns * s), 4, window, cut(1, columns, 1), act)
 
 
 def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -379,9 +433,11 @@ def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
     cut = functools.partial(expand_depthwise.Tiling, planes=2)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     stem = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
-    yield expand_case(dtype, (2, 3, 22, 26), 40, window, cut(5, 6, 2), "swish", stem)
+    yield expand_case(dtype, (2, 3, 42, 50), 40, window, cut(16, 16, 6), "swish", stem)
     stem = Window((3, 3), (2, 2), (1, 1), (1, 1, 0, 2))
-    yield expand_case(dtype, (1, 5, 15, 15), 32, window, cut(7, 8, 9), "relu", stem)
+    yield expand_case(dtype, (1, 4, 15, 15), 32, window, cut(7, 8, 9), "relu", stem)
+    # An image whose rows are copied 16 bytes at a time.
+    yield expand_case(dtype, (1, 1, 20, 40), 8, window, cut(10, 9, 5), "swish", stem)
 
 
 def pointwise_case(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import gpu_cases as cases
 import pytest
 import torch
 
-from effnet_fast.cuda.expand_depthwise import PLANES, WINDOWS
+from effnet_fast.cuda import expand_depthwise
 from effnet_fast.cuda.pointwise_conv import VARIANTS
 from effnet_fast.errors import BackendError
 from effnet_fast.gpu.catalogue import select
@@ -27,12 +25,15 @@ def run(name, dtype, made):
         bench.run(ptx)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window, planes", [*itertools.product(WINDOWS, PLANES)])
-def test_expand_depthwise(window, planes, dtype):
-    k, s = window
-    name = f"expand_depthwise_k{k}s{s}_{16 * planes}"
-    run(name, dtype, cases.expand_cases(k, s, planes, dtype))
+@pytest.mark.parametrize(
+    "dtype, variant",
+    [(dtype, variant) for dtype in DTYPES for variant in expand_depthwise.variants(dtype)],
+)
+def test_expand_depthwise(dtype, variant):
+    k, s, layout, planes = variant
+    cut = expand_depthwise.Tiling(1, 1, 1, planes, layout)
+    name = expand_depthwise.kernel_name(cut, k, s, dtype).rpartition("_")[0]
+    run(name, dtype, cases.expand_cases(*variant, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -390,9 +390,12 @@ def test_launches_fill_the_gpu(b0):
             assert row.blocks >= b0.target.multiprocessors / 2, row
 
 
-def test_b7_is_planned_within_its_budget():
-    report = report_of("tf_efficientnet_b7", 600, count=False)
-    assert report.total("planned_bytes") <= 850e6
+@pytest.mark.full
+def test_b7_keeps_its_budget():
+    report = report_of("tf_efficientnet_b7", 600)
+    assert report.total("dram_bytes") <= 850e6
+    assert report.total("l2_bytes") <= 2.5 * 850e6
+    check_counts(report)
 
 
 def test_triton_alone_keeps_its_budget():

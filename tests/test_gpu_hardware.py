@@ -15,7 +15,7 @@ from test_gpu_mutants import targets
 
 import effnet_fast
 from effnet_fast import errors, ops
-from effnet_fast.cuda.expand_depthwise import PLANES, WINDOWS
+from effnet_fast.cuda import expand_depthwise
 from effnet_fast.cuda.pointwise_conv import VARIANTS
 from effnet_fast.gpu import Device
 from effnet_fast.verify import FLOORS, relative_error
@@ -61,10 +61,9 @@ def kernels():
     for target in targets():
         yield str(target), target.cases
     for dtype in DTYPES:
-        for window in WINDOWS:
-            for planes in PLANES:
-                name = f"expand_depthwise_k{window[0]}s{window[1]}_{planes}-{dtype}"
-                yield name, lambda w=window, p=planes, d=dtype: cases.expand_cases(*w, p, d)
+        for variant in expand_depthwise.variants(dtype):
+            name = "-".join(("expand_depthwise", *map(str, variant), str(dtype)))
+            yield name, lambda v=variant, d=dtype: cases.expand_cases(*v, d)
         for cut in VARIANTS:
             for gated in (False, True):
                 name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}-{dtype}"

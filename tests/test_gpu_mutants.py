@@ -14,6 +14,7 @@ import pytest
 import torch
 from ptx_mutants import ORDERS, Mutant, mutants
 
+from effnet_fast.cuda import expand_depthwise
 from effnet_fast.cuda.pointwise_conv import VARIANTS
 from effnet_fast.errors import BackendError, GpuError, KernelFault
 from effnet_fast.gpu import fat_binary
@@ -86,10 +87,12 @@ def targets() -> Iterable[Target]:
         yield Target(f"swish_{name}", "cuda", swish_cases, quick)
         swish_cases = functools.partial(cases.swish_cases, "triton", dtype, ((1040, 0, "swish"),))
         yield Target(f"swish_{name}", "triton", swish_cases, quick)
-        for k, s in ((3, 1), (3, 2), (5, 1)):
-            expand_cases = functools.partial(cases.expand_cases, k, s, 3, dtype)
-            kernel = f"expand_depthwise_k{k}s{s}_48_{name}"
-            yield Target(kernel, "cuda", expand_cases, quick and (k, s) == (3, 2))
+        for k, s, layout, planes in expand_depthwise.variants(dtype):
+            if planes == 3:
+                expand_cases = functools.partial(cases.expand_cases, k, s, layout, 3, dtype)
+                cut = expand_depthwise.Tiling(1, 1, 1, 3, layout)
+                kernel = expand_depthwise.kernel_name(cut, k, s, dtype)
+                yield Target(kernel, "cuda", expand_cases, quick and (k, layout) == (3, "row16"))
         if dtype == HALF:
             for gated in (False, True):
                 cut = VARIANTS[-1]
@@ -222,7 +225,7 @@ def source_ptx(target: Target) -> str:
     (entry,) = select(target.name, [target.language])
     if target.language == "triton":
         return entry.compile(80).ptx
-    stem = next(stem for stem in fat_binary.STEMS if target.name.startswith(stem))
+    stem = next(stem for stem in fat_binary.STEMS if target.name in fat_binary.kernels(stem))
     return cuda_sources(stem)[target.name]
 
 

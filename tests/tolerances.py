@@ -163,8 +163,13 @@ def ulp(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.ldexp(torch.full_like(x, info.eps), exponent - 1)
 
 
-def assert_parity(y: torch.Tensor, expected: Exact) -> None:
-    """``y`` is within the bound of ``expected``, per element and, where large, over all of it."""
+def assert_parity(
+    y: torch.Tensor, expected: Exact, between: torch.dtype | None = None
+) -> None:
+    """``y`` is within the bound of ``expected``, per element and, where large, over all of it.
+
+    ``between`` is the type of a map that it was made of and that was rounded, if not y's.
+    """
     assert y.shape == expected.value.shape
     difference = (y.double() - expected.value).abs()
     bound = ulp(expected.value, y.dtype) + expected.error
@@ -177,5 +182,5 @@ def assert_parity(y: torch.Tensor, expected: Exact) -> None:
     )
     if y.numel() >= L2_ELEMENTS:
         relative = float(difference.norm() / expected.value.norm())
-        limit = RELATIVE_L2[y.dtype]
+        limit = RELATIVE_L2[between or y.dtype]
         assert relative <= limit, f"relative L2 error {relative:.3g}; accepted: {limit}"

@@ -25,6 +25,19 @@ __device__ inline float sigmoid(float x) {
 
 __device__ inline float swish(float x) { return x * sigmoid(x); }
 
+// The swish of two numbers with one reciprocal, of the product of both denominators: three results
+// of the special-function unit instead of four. Below -43.7, where swish is less than 5e-18, the
+// exponential is 2^63, that the product be finite. A NaN makes both NaN.
+__device__ inline void swish_pair(float& x, float& y) {
+  constexpr float kLog2E = 1.44269504f, kMost = 63.0f;
+  float u, v;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(u) : "f"(-kLog2E * x), "f"(kMost));
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(-kLog2E * y), "f"(kMost));
+  u = 1.0f + exp2_approx(u), v = 1.0f + exp2_approx(v);
+  const float r = reciprocal_approx(u * v);
+  x *= r * v, y *= r * u;
+}
+
 // A NaN stays one, which fmaxf and fminf would make a number of.
 __device__ inline float clamp(float x, float low, float high) {
   float y;

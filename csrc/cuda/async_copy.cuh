@@ -6,10 +6,13 @@
 namespace effnet_fast::cuda {
 
 // 16 bytes, aligned to 16, of which the first `bytes` are read and the others become 0.
-__device__ inline void copy_async(void* shared, const void* global, int bytes = 16) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+__device__ inline void copy_async(uint32_t to, const void* global, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
                : "memory");
+}
+
+__device__ inline void copy_async(void* shared, const void* global, int bytes = 16) {
+  copy_async(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), global, bytes);
 }
 
 // Until this thread's copies are there; a barrier makes them so for the block.

@@ -1,62 +1,84 @@
-// expand_depthwise: y = act(depthwise(wide) + bias), wide = act(W x + bias): what is widest of a
-// block is never in memory. The same with a stem in place of the expansion.
+// expand_depthwise in half precision: y = act(depthwise(wide) + bias), wide = act(W x + bias), both
+// products on the matrix units; what is widest of a block is never in memory. The same with a stem
+// in place of the expansion. In float32 it is expand_depthwise_float.cu.
 //
-// A block slides down the rows of a tile, for `planes` x 16 channels. In a step it
-//   1. multiplies the pixels of some rows of x with W, into a ring of rows in shared memory;
-//   2. copies the pixels of the next step, while it
-//   3. makes the outputs whose last row is there.
-// The ring holds the k - 1 rows above a step's too. It is in the type of x: that is where the wide
-// map is rounded, as if it had been stored.
+// A block makes the outputs of a tile, for `planes` x 16 channels and for its images one after
+// another. It slides down the rows: for a round of outputs, the rows of the wide map that they see
+// are in shared memory (the window). Steps make some of these rows each: they
+//   1. multiply W with the pixels of the rows, which makes W's channels the rows of a product and
+//      pixels its columns, two of which are stored at once;
+//   2. copy the pixels of the next step, while the outputs are made, if these were all rows.
+// The window is in the type of x: that is where the wide map is rounded, as if it had been stored.
 //
-//   product: a warp has 16 pixels x all channels
-//   outputs: a thread has kColumns of a row x 4 channels, a warp 8 threads' x one plane
+// The depthwise convolution of a channel is a product for each row k of the kernel:
+//
+//     inputs: 16 x 16, by ldmatrix            taps: 16 x 8               outputs: 16 x 8
+//                columns of the window          outputs of a row
+//             +--------------------+          +-------------+          +-------------+
+//     8 rows  | unit 0 | unit 1    |          | t0          |          | 8 of a row, |
+//     S apart |        |           |   times  | t1 t0       |     +=   | of 8 rows   |
+//             +--------------------+          | t2 t1 t0 .. |          +-------------+
+//     8 more: | unit S | unit S + 1|          |    t2 t1 .. |          | 8 more      |
+//             +--------------------+          +-------------+          +-------------+
+//
+// A unit is 8 columns, 16 bytes of a channel. The second half of the rows is what lies 8 outputs to
+// the right, or, for maps so narrow that this is nothing, 8 rows below, or the next image.
+//
+//   window: [image][row % S][unit][row / S][channel]; a product has rows S apart
+//
+// Infinities and NaNs of the wide map spread to the outputs of their product.
 #include "activation.cuh"
-#include "depthwise_taps.cuh"
 #include "expand_depthwise.h"
 #include "gemm.cuh"
 
 namespace effnet_fast::cuda {
 namespace {
 
-constexpr int kThreads = 192;
-constexpr int kWarps = kThreads / 32;
-constexpr int kColumns = 7;  // outputs of a thread
-constexpr int kPixels = 16;  // of a warp's product
+constexpr int kPixels = 32;  // of a warp's product
+constexpr int kGroup = 8;    // channels of a warp's outputs: 16 bytes of y
 constexpr int kStemKernel = 3, kStemStride = 2;
+constexpr int kStemGroups = 12;  // channels times rows of a kernel, of four channels
 
-// Swish, or a clamp that is relu, relu6 or nothing.
-struct Activation {
-  bool is_swish;
-  float low, high;
+// Of a channel: for each row of the kernel the taps two by two, (0, t1), (t1, t2) .. (tK, 0), (0,
+// 0), and alone, (t1, 0) .. (tK, 0), as the matrix units take them; then the bias, a float.
+template <int K>
+constexpr int kTapWords = 2 * K + 2;
+template <int K>
+constexpr int kConstants = K * kTapWords<K> + 1;
 
-  __device__ explicit Activation(int32_t number) {
-    const Act act = static_cast<Act>(number);
-    is_swish = act == Act::kSwish;
-    low = act == Act::kNone ? -__builtin_huge_valf() : 0.0f;
-    high = act == Act::kRelu6 ? 6.0f : __builtin_huge_valf();
-  }
-  template <bool kIsSwish>
-  __device__ float of(float x) const {
-    return kIsSwish ? swish(x) : clamp(x, low, high);
-  }
+// From a row of the window to the next. An odd number of 16 bytes: ldmatrix meets no bank twice.
+template <int kChannels>
+constexpr int kRow = (kChannels + 1) * 16;
+
+// A kernel's size and stride, and how its outputs are products.
+//
+//   kUnits: of inputs that 8 outputs see
+//   kBlocks: of 8 outputs that the same units make, where they are all that a row has
+template <int kK, int kS, int kUnits_, int kBlocks_>
+struct Shape {
+  static constexpr int K = kK, S = kS, kUnits = kUnits_, kBlocks = kBlocks_;
+  static constexpr int kShifts = kUnits + kBlocks - 1;  // between a unit and 8 outputs
+  // Whether a second half can be of another image, with sums of its own.
+  static constexpr int kImages = kUnits > S&& kBlocks == 1 ? 1 : 2;
+  // Whether what is beside the last of an odd number of columns is skipped, or has to be cleared.
+  static constexpr bool kSkipsLast = kImages > 1 && kBlocks == 1;
+  // Of four swishes: in narrow maps products and their inputs take more than the swishes.
+  static constexpr int kPaired = kImages == 1 ? 2 : 0;
+  static constexpr int kPairs = kImages == 1 && S == 1 ? 2 : 1;  // of 8 columns of outputs
 };
 
 struct Tile {
-  int64_t image;
   int64_t sums;           // of the image's tiles before this, and its channels before
+  int image, end_image;   // of the batch
   int channel, channels;  // the first, and how many
   int row, column;        // the first of y
   int rows, columns;      // of y
-  // Of the wide map. Rows count from the first that outputs see, which may be padding.
-  int wide_row;            // the first
-  int wide_rows;           // how many
-  int first_row, end_row;  // inside the map
-  int column_of_map;       // the first that is made
-  int column_of_ring;      // where that is in the ring
-  bool has_padding;        // whether some of the ring is never made
+  int column_of_map;      // the first of the wide map that is made
+  int column_of_window;   // where that is in the window
+  int wide_columns;       // that are made
 };
 
-template <int K, int S, int kChannels>
+template <class Shape, int kChannels>
 __device__ Tile tile_of_block(const ExpandDepthwise& p) {
   Tile t;
   // Chunks are innermost: blocks that run together share x.
@@ -64,33 +86,76 @@ __device__ Tile tile_of_block(const ExpandDepthwise& p) {
   unsigned tile = divide_off(chunk, p.chunks);
   t.channel = chunk * kChannels;
   t.channels = min(p.channels - t.channel, kChannels);
+  t.image = divide_off(tile, p.tiles) * p.block_images;
+  t.end_image = min(t.image + p.block_images, p.images);
   t.sums = int64_t{tile} * p.channels + t.channel;
-  t.image = divide_off(tile, p.tiles);
   const int row_tile = divide_off(tile, p.column_tiles);
   t.row = row_tile * p.tile_rows;
   t.column = tile * p.tile_columns;
   t.rows = min(p.out_h - t.row, p.tile_rows);
   t.columns = min(p.out_w - t.column, p.tile_columns);
-  t.wide_row = t.row * S - p.top;
-  t.wide_rows = (t.rows - 1) * S + K;
-  t.first_row = max(-t.wide_row, 0);
-  t.end_row = min(p.h - t.wide_row, t.wide_rows);
-  const int column = t.column * S - p.left, span = p.span.divisor;
-  t.column_of_map = max(min(column, p.w - span), 0);
-  t.column_of_ring = t.column_of_map - column;
-  t.has_padding = t.first_row > 0 || t.column_of_ring != 0 || p.ring_columns > span;
+  const int column = t.column * Shape::S - p.window_left;
+  t.column_of_map = max(column, 0);
+  t.column_of_window = t.column_of_map - column;
+  t.wide_columns = min(p.w - t.column_of_map, p.window_columns - t.column_of_window);
   return t;
 }
 
-// Rows of a step that are inside the map.
-__device__ int rows_of_step(const ExpandDepthwise& p, const Tile& t, int first_row) {
-  return max(min(p.step_rows, t.end_row - first_row), 0);
-}
+// A round of outputs: rows of the window. The first are there from the round before.
+struct Round {
+  int top;         // the first row of the window, of the map; padding if it is outside
+  int begin, end;  // to be made
+  int inside_begin, inside_end;  // of the map
 
-// Elements of a unit that are inside a row of `depth`.
-template <class T>
-__device__ int elements_of(int unit, int depth) {
-  return max(min(depth - unit * kUnit<T>, kUnit<T>), 0);
+  template <class Shape>
+  __device__ static Round of(const ExpandDepthwise& p, const Tile& t, int first) {
+    Round r;
+    r.top = (t.row + first) * Shape::S - p.top;
+    r.begin = first == 0 ? 0 : Shape::K - Shape::S;
+    r.end = (min(t.rows - first, p.round_rows) - 1) * Shape::S + Shape::K;
+    r.inside_begin = max(r.begin, -r.top);
+    r.inside_end = min(r.end, p.h - r.top);
+    return r;
+  }
+};
+
+// Rows that are made at a time, of which some are inside the map.
+struct Step {
+  int end;
+  int first, rows;  // inside the map
+
+  __device__ Step(const ExpandDepthwise& p, const Round& r, int begin)
+      : end(min(begin + p.step_rows, r.end)), first(max(begin, r.inside_begin)) {
+    rows = max(min(end, r.inside_end) - first, 0);
+  }
+};
+
+// Where two adjacent pixels of the window are. Of the window's first image and map, by row and
+// column of what is made: a table, for to know it takes a dozen instructions.
+struct Place {
+  static constexpr uint32_t kNowhere = ~0u;
+  uint32_t window;  // bytes
+  int32_t x;        // elements from the window's first, or ~elements, if only the first of the two
+                    // is inside the map; of a stem bytes from the first in shared memory
+};
+
+template <class Shape, int kThreads, int kChannels, bool kIsStem>
+__device__ void make_places(const ExpandDepthwise& p, const Tile& t, Place* places) {
+  const int rows = (p.round_rows - 1) * Shape::S + Shape::K, span = p.span.divisor;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * span / 2; i += kThreads) {
+    unsigned left = 2 * i;
+    const unsigned row = divide_off(left, p.span);
+    const int made = left, column = made + t.column_of_window;
+    Place place;
+    place.window = row % Shape::S * p.phase_bytes + column / 8 * p.unit_bytes +
+                   row / Shape::S * kRow<kChannels> + column % 8 * 2;
+    if (made >= t.wide_columns) place.window = Place::kNowhere;
+    place.x = kIsStem ? (row * p.image_units.divisor * 16 + made * 2) * kStemStride
+                      : row * p.x_row + made * p.x_pixel;
+    if (!kIsStem && made + 1 == t.wide_columns) place.x = ~place.x;
+    places[i] = place;
+  }
 }
 
 // Where a unit of a row lies, in tiles of `rows` rows.
@@ -98,8 +163,8 @@ __device__ unsigned unit_at(unsigned row, unsigned unit, unsigned rows) {
   return unit / kRowUnits * rows * kRowBytes + unit_offset(row, unit % kRowUnits);
 }
 
-template <class T, int kChannels>
-__device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* shared) {
+template <class T, int kThreads, int kChannels, int kWords>
+__device__ void stage_constants(const ExpandDepthwise& p, const Tile& t, char* shared) {
   const T* weight = static_cast<const T*>(p.weight) + int64_t{t.channel} * p.weight_depth;
   const int units = p.units.divisor;
 #pragma unroll 1
@@ -110,6 +175,12 @@ __device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* sha
     copy_async(shared + p.weight_offset + unit_at(channel, unit, kChannels),
                weight + int64_t{channel} * p.weight_depth + unit * kUnit<T>, inside ? 16 : 0);
   }
+  static_assert(kWords * kGroup % 4 == 0);
+  const uint32_t* constants = p.constants + int64_t{t.channel} * kWords;
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; i < t.channels * kWords; i += kThreads * 4) {
+    copy_async(shared + i * sizeof(uint32_t), constants + i);
+  }
   float* bias = reinterpret_cast<float*>(shared + p.bias_offset);
   const int i = threadIdx.x;
   if (i < kChannels) {
@@ -117,36 +188,81 @@ __device__ void stage_weights(const ExpandDepthwise& p, const Tile& t, char* sha
   }
 }
 
-// x at the pixels of a step from row `first_row` of the tile's wide map on.
-template <class T>
-__device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
-  const int pixels = rows_of_step(p, t, first_row) * p.span.divisor;
-  const int count = (pixels + kPixels - 1) / kPixels * kPixels * p.units.divisor;
-  const T* x = static_cast<const T*>(p.x) + t.image * p.x_image +
-               int64_t{t.wide_row + first_row} * p.x_row + int64_t{t.column_of_map} * p.x_pixel;
+// x at the pixels of a step: [image][row][column], `span` columns of which some may be outside.
+template <class T, class Shape, int kThreads>
+__device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, const Round& r,
+                             const Step& step, int image, int images, const Place* places,
+                             uint32_t inputs) {
+  // Two threads have the pixels of a place, and their units in turn: together sectors of 32 bytes.
+  const unsigned unit = threadIdx.x % 2, own = step.rows * p.span.divisor / 2, all = images * own;
+  const unsigned count = (2 * all + kPixels - 1) / kPixels * kPixels;
+  const int pairs = p.units.divisor / 2;  // of units
+  const T* x = static_cast<const T*>(p.x) + image * p.x_image + int64_t{r.top} * p.x_row +
+               int64_t{t.column_of_map} * p.x_pixel + unit * kUnit<T>;
+  // A row may end in its last unit, or before.
+  const int in_last = (p.depth - (2 * pairs - 2 + static_cast<int>(unit)) * kUnit<T>)*2;
+  const int last = max(min(in_last, 16), 0);
+  const unsigned flip = p.fold ? kRowBytes / 2 : 16, next = p.fold ? 0 : kRowBytes;
+  places += step.first * p.span.divisor / 2;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    unsigned unit = i;
-    const unsigned pixel = divide_off(unit, p.units);
-    unsigned column = pixel;
-    const unsigned row = divide_off(column, p.span);
-    const int bytes = elements_of<T>(unit, p.depth) * static_cast<int>(sizeof(T));
-    copy_async(to + unit_at(pixel, unit, p.input_rows),
-               x + int64_t{static_cast<int>(row)} * p.x_row +
-                   int64_t{static_cast<int>(column)} * p.x_pixel + unit * kUnit<T>,
-               static_cast<int>(pixel) < pixels ? bytes : 0);
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+    unsigned index = i / 2;
+    const T* from = x;
+    bool inside = false, is_alone = false;
+    if (index < all) {
+      if (Shape::kImages > 1 && index >= own) index -= own, from += p.x_image;
+      const Place place = places[index];
+      inside = place.window != Place::kNowhere, is_alone = place.x < 0;
+      from += is_alone ? ~place.x : place.x;
+    }
+    const int first = inside ? 16 : 0, second = is_alone ? 0 : first;
+    // Where the other pixel is; where the unit two on is, see step_offset.
+    uint32_t at = inputs + unit_offset((i - unit) >> p.fold, unit);
+    uint32_t beside = (at ^ flip) + next;
+    int left = pairs;
+#pragma unroll 1
+    for (; left > kRowUnits / 2; left -= kRowUnits / 2) {
+#pragma unroll
+      for (int j = 0; j < kRowUnits / 2; ++j) {
+        copy_async(step_offset(at, j), from + j * 2 * kUnit<T>, first);
+        copy_async(step_offset(beside, j), from + p.x_pixel + j * 2 * kUnit<T>, second);
+      }
+      at += p.input_rows * kRowBytes, beside += p.input_rows * kRowBytes;
+      from += kRowUnits * kUnit<T>;
+    }
+#pragma unroll
+    for (int j = 0; j < kRowUnits / 2 - 1; ++j) {
+      if (j + 1 >= left) break;
+      copy_async(step_offset(at, j), from + j * 2 * kUnit<T>, first);
+      copy_async(step_offset(beside, j), from + p.x_pixel + j * 2 * kUnit<T>, second);
+    }
+    from += (left - 1) * 2 * kUnit<T>;
+    copy_async(step_offset(at, left - 1), from, min(first, last));
+    copy_async(step_offset(beside, left - 1), from + p.x_pixel, min(second, last));
   }
 }
 
+// The first column of the image that is in shared memory, a multiple of 8; and the first that the
+// stem's windows see.
+struct ImageColumns {
+  int begin, first;
+
+  __device__ ImageColumns(const ExpandDepthwise& p, const Tile& t)
+      : first(t.column_of_map * kStemStride - p.stem_left) {
+    begin = first & ~7;
+  }
+};
+
 // The part of the image that the stem's windows of a step see: [channel][row][column], zeros
 // outside the image.
-template <class T>
-__device__ void stage_image(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
-  const int rows = rows_of_step(p, t, first_row) * kStemStride + kStemKernel - kStemStride;
+template <class T, int kThreads>
+__device__ void stage_image(const ExpandDepthwise& p, const Tile& t, const Round& r,
+                            const Step& step, int image, char* to) {
+  const int rows = step.rows * kStemStride + kStemKernel - kStemStride;
   const int count = p.channels_in * p.image_rows.divisor * p.image_units.divisor;
-  const int top = (t.wide_row + first_row) * kStemStride - p.stem_top;
-  const int left = t.column_of_map * kStemStride - p.stem_left;
-  const T* x = static_cast<const T*>(p.x) + t.image * p.x_image;
+  const int top = (r.top + step.first) * kStemStride - p.stem_top;
+  const int left = ImageColumns(p, t).begin;
+  const T* x = static_cast<const T*>(p.x) + image * p.x_image;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kThreads) {
     unsigned unit = i;
@@ -156,303 +272,522 @@ __device__ void stage_image(const ExpandDepthwise& p, const Tile& t, int first_r
     const bool has_row =
         static_cast<int>(row) < rows && static_cast<unsigned>(h) < static_cast<unsigned>(p.image_h);
     const T* from = x + channel * p.x_channel + int64_t{h} * p.x_row + int64_t{w} * p.x_pixel;
-    Vector<T> v;
+    if (p.image_is_aligned) {
+      const int inside = has_row && w >= 0 ? (p.image_w - w) * static_cast<int>(sizeof(T)) : 0;
+      copy_async(to + i * 16, from, max(min(inside, 16), 0));
+    } else {
+      Vector<T> v;
 #pragma unroll
-    for (int j = 0; j < kUnit<T>; ++j, from += p.x_pixel) {
-      const bool inside =
-          has_row && static_cast<unsigned>(w + j) < static_cast<unsigned>(p.image_w);
-      v.at[j] = inside ? *from : round_to<T>(0.0f);
+      for (int j = 0; j < kUnit<T>; ++j, from += p.x_pixel) {
+        const bool inside =
+            has_row && static_cast<unsigned>(w + j) < static_cast<unsigned>(p.image_w);
+        v.at[j] = inside ? *from : round_to<T>(0.0f);
+      }
+      *reinterpret_cast<uint4*>(to + i * 16) = v.bits;
     }
-    *reinterpret_cast<uint4*>(to + i * 16) = v.bits;
   }
 }
 
-template <class T, bool kIsStem>
-__device__ void stage_inputs(const ExpandDepthwise& p, const Tile& t, int first_row, char* to) {
-  if constexpr (kIsStem) {
-    stage_image<T>(p, t, first_row, to);
-  } else {
-    stage_pixels<T>(p, t, first_row, to);
-  }
-}
-
-// The products of a warp's pixels with the stem's weights. Rows of both matrices are
-// [channel][row][4]: two columns of a window are a register, and adjacent in the image, whose
-// stride is even; the fourth is none.
+// The products of the stem's weights with a warp's pixels. Rows of both matrices are
+// [channel][row][4]: two columns of a kernel are a register. One of the four is none, the first
+// where that makes the others begin at an even column of the image. `places` are the step's,
+// `image` where the first's window is.
 template <class T, class Product>
-__device__ void multiply_stem(const ExpandDepthwise& p, const char* image, int first, int pixels,
-                              const char* weights, Product& product) {
+__device__ void multiply_stem(const ExpandDepthwise& p, const char* image, const Place* places,
+                              unsigned first, unsigned pixels, uint32_t weights, Product& product) {
+  constexpr int kTiles = kPixels / 8, kSteps = kStemGroups / 4;
   const unsigned lane = lane_of_thread(), pair = lane % 2;
-  const int groups = p.channels_in * kStemKernel;
-  const uint32_t mask = pair == 0 ? ~0u : 0xffffu;
+  const uint32_t mask =
+      pair == (p.stem_skips_first ? 0 : 1) ? (p.stem_skips_first ? 0xffff0000u : 0xffffu) : ~0u;
   const int pitch = p.image_units.divisor * 16;
-  const char* from[Product::kRows];
+  image += lane / 4 % 2 * kStemStride * sizeof(T) + pair * 4;
+  const char* from[kTiles];
 #pragma unroll
-  for (int i = 0; i < Product::kRows; ++i) {
-    unsigned column = min(first + Product::row(i), pixels - 1);
-    const int row = divide_off(column, p.span);
-    from[i] = image + row * kStemStride * pitch + (column * kStemStride + 2 * pair) * sizeof(T);
+  for (int n = 0; n < kTiles; ++n) {
+    from[n] = image + places[min(first / 2 + 4 * n + lane / 8, pixels / 2 - 1)].x;
   }
-#pragma unroll 1
-  for (unsigned step = 0; step * 4 < groups; ++step) {
-    uint32_t a[1][4];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    uint32_t b[kTiles / 2][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const unsigned group = 4 * step + 2 * half + lane % 4 / 2;  // channel and row of a window
-      const unsigned channel = group / kStemKernel, row = group % kStemKernel;
-      const int offset = group < groups ? (channel * p.image_rows.divisor + row) * pitch : 0;
+      int offsets[2];  // of a channel and row of a kernel, of which a lane has one
 #pragma unroll
-      for (int i = 0; i < Product::kRows; ++i) {
-        const uint32_t two = *reinterpret_cast<const uint32_t*>(from[i] + offset);
-        a[0][2 * half + i] = group < groups ? two & mask : 0;
+      for (int i = 0; i < 2; ++i) {
+        const int group = 4 * step + 2 * half + i, channel = group / kStemKernel;
+        // Beyond the last weights are 0; the first is there.
+        offsets[i] = channel < p.channels_in
+                         ? (channel * p.image_rows.divisor + group % kStemKernel) * pitch
+                         : 0;
+      }
+      const int offset = lane % 4 / 2 == 0 ? offsets[0] : offsets[1];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        b[n / 2][n % 2 * 2 + half] = *reinterpret_cast<const uint32_t*>(from[n] + offset) & mask;
       }
     }
-    product.template multiply_fragments<false>(a, a, weights, step);
+    product.multiply_columns(step_offset(weights, step), b);
   }
 }
 
-// A run of sums, rounded.
-__device__ void store_run(float* to, const float (&x)[1]) { *to = x[0]; }
-__device__ void store_run(__half* to, const float (&x)[2]) {
-  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x[0], x[1]);
-}
-__device__ void store_run(__nv_bfloat16* to, const float (&x)[2]) {
-  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
-}
+// Swish, or a clamp that is relu, relu6 or nothing. Of kOf numbers kPaired are swished two by two,
+// which takes an instruction more than alone, but results of the special-function unit less.
+template <bool kIsSwish, int kPaired, int kOf>
+struct Activation {
+  float low, high;
 
-// The sums of a warp's product, from pixel `first` of a step on, to the ring.
-template <class T, bool kIsSwish, class Product>
-__device__ void store_wide(const ExpandDepthwise& p, const Tile& t, int first_row, int first,
-                           int pixels, const Activation& act, Product& product, char* ring) {
+  __device__ explicit Activation(Act act)
+      : low(act == Act::kNone ? -__builtin_huge_valf() : 0.0f),
+        high(act == Act::kRelu6 ? 6.0f : __builtin_huge_valf()) {}
+  // In place; two adjacent numbers are of the same pixel.
+  template <int kCount>
+  __device__ void apply(float (&x)[kCount]) const {
 #pragma unroll
-  for (int i = 0; i < Product::kRows; ++i) {
-    const int pixel = first + Product::row(i);
-    unsigned column = pixel;
-    unsigned ring_row = first_row + divide_off(column, p.span);
-    const int ring_column = t.column_of_ring + static_cast<int>(column);
-    // At the map's edges some columns are made that no output sees.
-    if (pixel >= pixels ||
-        static_cast<unsigned>(ring_column) >= static_cast<unsigned>(p.ring_columns)) {
-      continue;
+    for (int i = 0; i < kCount; i += 2) {
+      if (kIsSwish && i % kOf < kPaired) {
+        swish_pair(x[i], x[i + 1]);
+      } else if (kIsSwish) {
+        x[i] = swish(x[i]), x[i + 1] = swish(x[i + 1]);
+      } else {
+        x[i] = clamp(x[i], low, high), x[i + 1] = clamp(x[i + 1], low, high);
+      }
     }
-    divide_off(ring_row, p.ring_rows);
-    T* const to = reinterpret_cast<T*>(ring + ring_row * p.ring_pitch) + ring_column * kPlane;
+  }
+};
+
+// The sums of a warp's product, from pixel `first` of a step on, to the window; `window` is where
+// the lane's first channel is.
+template <class T, class Shape, bool kIsSwish, class Product>
+__device__ void store_wide(const ExpandDepthwise& p, const Place* places, unsigned first,
+                           unsigned own, unsigned pixels, Product& product, char* window) {
+  const Activation<kIsSwish, Shape::kPaired, 4> act(static_cast<Act>(p.expand_act));
 #pragma unroll
-    for (int n = 0; n < Product::kRuns; ++n) {
-      // A plane has 16 columns, the runs of all threads have 8.
-      T* const at = reinterpret_cast<T*>(reinterpret_cast<char*>(to) + n / 2 * p.plane_bytes) +
-                    Product::column(n % 2);
-      float x[Product::kRun];
+  for (int n = 0; n < Product::kRuns; ++n) {
+    unsigned index = first + Product::column(n);
+    if (index >= pixels) continue;
+    char* to = window;
+    if (Shape::kImages > 1 && index >= own) index -= own, to += p.image_bytes;
+    const uint32_t place = places[index / 2].window;
+    if (place == Place::kNowhere) continue;
+    to += place;
 #pragma unroll
-      for (int j = 0; j < Product::kRun; ++j) x[j] = act.of<kIsSwish>(product.run(i, n)[j]);
-      store_run(at, x);
+    for (int i = 0; i < Product::kRows; i += 2) {
+      // Two channels of each of two pixels.
+      float x[4] = {product.run(i, n)[0], product.run(i + 1, n)[0], product.run(i, n)[1],
+                    product.run(i + 1, n)[1]};
+      act.apply(x);
+      store_two(reinterpret_cast<T*>(to + i * kGroup * 16), x[0], x[2]);
+      store_two(reinterpret_cast<T*>(to + (i + 1) * kGroup * 16), x[1], x[3]);
     }
   }
 }
 
-// Rows [first_row, end_row) of the tile's wide map, to the ring.
-template <class T, int kChannels, bool kIsStem>
-__device__ void expand(const ExpandDepthwise& p, const Tile& t, int first_row, int end_row,
-                       const Activation& act, char* shared) {
-  using Product = WarpTile<T, kPixels, kChannels>;
-  constexpr int kSteps = kDepth<T> / kStep;
-  const int rows = rows_of_step(p, t, first_row), pixels = rows * p.span.divisor;
-  const unsigned steps = (static_cast<unsigned>(p.depth) + kStep - 1) / kStep;
-  const float* bias = reinterpret_cast<const float*>(shared + p.bias_offset);
-  const char* inputs = shared + p.input_offset;
-  const char* weights = shared + p.weight_offset;
-  char* const ring = shared + p.ring_offset;
+// Makes the rows of a step that are inside the map.
+template <class T, class Shape, int kWarps, int kChannels, bool kIsStem>
+__device__ void expand(const ExpandDepthwise& p, const Tile& t, const Step& step, int images,
+                       const Place* places, char* shared) {
+  using Product = WarpTile<T, kChannels, kPixels>;
+  const unsigned own = step.rows * p.span.divisor, pixels = images * own;
+  const float* bias = reinterpret_cast<const float*>(shared + p.bias_offset) + Product::row(0);
+  const char* const inputs = shared + p.input_offset;
+  char* const window = shared + p.window_offset + Product::row(0) * 16;
+  // A row of shared memory begins at a multiple of its bytes: see step_offset.
+  const uint32_t weights = shared_address(shared + p.weight_offset) + Product::offset_a();
+  // Of a stem where the windows of the window's first row would be.
+  const ImageColumns columns(p, t);
+  const char* const stem_window = inputs + (columns.first - columns.begin) * 2 -
+                                  step.first * p.image_units.divisor * 16 * kStemStride;
+  // Of 16 pixels, as WarpTile::offset_b, but where two share a row.
+  const unsigned lane = lane_of_thread(), pixel = lane % 8 + lane / 16 * 8;
+  const unsigned offset_b =
+      unit_offset(pixel >> p.fold, (pixel & p.fold) * (kRowUnits / 2) + lane / 8 % 2);
+  const unsigned pitch = 16 * kRowBytes >> p.fold;
+  places += step.first * p.span.divisor / 2;
 #pragma unroll 1
-  for (int first = warp_of_thread() * kPixels; first < pixels; first += kWarps * kPixels) {
+  for (unsigned first = warp_of_thread() * kPixels; first < pixels; first += kWarps * kPixels) {
     Product product;
 #pragma unroll
-    for (int n = 0; n < Product::kRuns; ++n) {
+    for (int i = 0; i < Product::kRows; ++i) {
+      const float b = bias[i * kGroup];
 #pragma unroll
-      for (int j = 0; j < Product::kRun; ++j) {
-        const float b = bias[Product::column(n) + j];
-#pragma unroll
-        for (int i = 0; i < Product::kRows; ++i) product.run(i, n)[j] = b;
-      }
+      for (int n = 0; n < Product::kRuns; ++n) product.run(i, n)[0] = product.run(i, n)[1] = b;
     }
     if constexpr (kIsStem) {
-      multiply_stem<T>(p, inputs, first, pixels, weights, product);
+      multiply_stem<T>(p, stem_window, places, first, pixels, weights, product);
     } else {
+      uint32_t a = weights;
+      uint32_t b = shared_address(inputs) + (first >> p.fold) * kRowBytes + offset_b;
 #pragma unroll 1
-      for (unsigned step = 0; step < steps; ++step) {
-        const unsigned tile = step / kSteps;
-        product.template multiply<false>(inputs + (tile * p.input_rows + first) * kRowBytes,
-                                         weights + tile * kChannels * kRowBytes, step % kSteps,
-                                         static_cast<const T*>(nullptr));
+      for (int left = p.depth; left > 0; left -= kDepth<T>) {
+#pragma unroll
+        for (int step = 0; step < kDepth<T> / kStep; ++step) {
+          if (step > 0 && step * kStep >= left) break;
+          product.multiply_at(step_offset(a, step), step_offset(b, step), pitch);
+        }
+        a += kChannels * kRowBytes, b += p.input_rows * kRowBytes;
       }
     }
-    if (act.is_swish) {
-      store_wide<T, true>(p, t, first_row, first, pixels, act, product, ring);
+    if (static_cast<Act>(p.expand_act) == Act::kSwish) {
+      store_wide<T, Shape, true>(p, places, first, own, pixels, product, window);
     } else {
-      store_wide<T, false>(p, t, first_row, first, pixels, act, product, ring);
-    }
-  }
-#pragma unroll 1
-  for (int row = first_row + rows; row < end_row; ++row) {  // below the map
-    unsigned ring_row = row;
-    divide_off(ring_row, p.ring_rows);
-    char* const to = ring + ring_row * p.ring_pitch;
-#pragma unroll 1
-    for (int i = threadIdx.x * 16; i < p.ring_pitch; i += kThreads * 16) {
-      *reinterpret_cast<uint4*>(to + i) = uint4{0, 0, 0, 0};
+      store_wide<T, Shape, false>(p, places, first, own, pixels, product, window);
     }
   }
 }
 
-// A thread's outputs, of which the first `columns` are inside the map.
-template <class T, bool kIsSwish>
-__device__ void finish(const Activation& act, float (&acc)[kColumns][kQuad], int columns, T* to,
-                       int pixel, float (&sum)[kQuad]) {
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c, to += pixel) {
-    if (c >= columns) break;
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      acc[c][j] = act.of<kIsSwish>(acc[c][j]);
-      sum[j] += acc[c][j];
+// Rows [first, end) of the window, which are outside the map.
+template <class Shape, int kThreads, int kChannels>
+__device__ void clear_rows(const ExpandDepthwise& p, int first, int end, char* window) {
+  const int units = p.phase_bytes / p.unit_bytes;
+#pragma unroll 1
+  for (int row = first; row < end; ++row) {
+    char* const to = window + row % Shape::S * p.phase_bytes + row / Shape::S * kRow<kChannels>;
+#pragma unroll 1
+    for (int unit = 0; unit < units; ++unit) {
+#pragma unroll 1
+      for (int channel = threadIdx.x; channel < kChannels; channel += kThreads) {
+        *reinterpret_cast<uint4*>(to + unit * p.unit_bytes + channel * 16) = uint4{0, 0, 0, 0};
+      }
     }
-    store_quad(to, acc[c]);
   }
 }
 
-template <class T, int K, int S, int kPlanes, bool kIsStem>
+// Of the rows that a step made the column after the map's last, where that is the first of two.
+template <class T, class Shape, int kThreads, int kChannels>
+__device__ void clear_column(const ExpandDepthwise& p, const Tile& t, const Step& step, int images,
+                             char* window) {
+  const unsigned column = t.column_of_window + t.wide_columns;
+  window += column / 8 * p.unit_bytes + column % 8 * sizeof(T);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < images * step.rows * kChannels; i += kThreads) {
+    int row = i / kChannels;
+    char* to = window + i % kChannels * 16;
+    if (row >= step.rows) row -= step.rows, to += p.image_bytes;
+    row += step.first;
+    to += row % Shape::S * p.phase_bytes + row / Shape::S * kRow<kChannels>;
+    *reinterpret_cast<T*>(to) = round_to<T>(0.0f);
+  }
+}
+
+// The last rows of the window become the first.
+template <class Shape, int kThreads, int kChannels>
+__device__ void slide(const ExpandDepthwise& p, char* window) {
+  constexpr int kBytes = (Shape::K - 1) / Shape::S * kRow<kChannels>;  // adjacent, of a unit
+  const int count = p.window_units * (kBytes / 16), step = p.round_rows * kRow<kChannels>;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    char* const to = window + (i / (kBytes / 16) * p.unit_bytes + i % (kBytes / 16) * 16);
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(to + step);
+  }
+}
+
+// A warp's outputs: of kGroup channels, 16 x 8 of each of the shape's blocks.
+template <class T, class Shape, int kChannels>
+class Outputs {
+ public:
+  // `inputs` is where the group's first channel is in the window.
+  __device__ void multiply(const ExpandDepthwise& p, uint32_t inputs, int first_pair,
+                           const uint32_t* constants) {
+    constexpr int kPairs = Shape::kPairs, kWords = kConstants<Shape::K>;
+    constexpr bool kIsWide = Shape::kImages == 1;
+    const unsigned lane = lane_of_thread(), half = lane / 8 % 2;
+    const int units = p.phase_bytes / p.unit_bytes;
+    // What a lane loads of the rows of each phase; and of the third unit.
+    uint32_t from[kPairs][Shape::S], third[kPairs];
+    inputs += lane % 8 * kRow<kChannels>;
+    if (!kIsWide && half == 1) inputs += p.half_bytes;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      // What is beyond the window is not seen by outputs that there are: any numbers do.
+      const int unit = lane / 16 + (kIsWide ? (2 * (first_pair + pair) + half) * Shape::S : 0);
+      const uint32_t at = inputs + (unit < units ? unit : 0) * p.unit_bytes;
+      third[pair] = unit + 2 < units ? 2 * p.unit_bytes : 0;
+#pragma unroll
+      for (int i = 0; i < Shape::S; ++i) from[pair][i] = at + i * p.phase_bytes;
+    }
+    // Taps that a lane has of the matrix for 8 outputs and a unit of columns so far from theirs.
+    const uint32_t* taps[Shape::kShifts];
+#pragma unroll
+    for (int i = 0; i < Shape::kShifts; ++i) {
+      const int first = 8 * (i - (Shape::kBlocks - 1)) + static_cast<int>(lane % 4 * 2) -
+                        static_cast<int>(lane / 4) * Shape::S - p.tap_shift;
+      const bool has_tap = first >= -1 && first < Shape::K;
+      int word = has_tap ? first + 1 : Shape::K + 1;
+      if (Shape::kSkipsLast && 8 * i + static_cast<int>(lane % 4 * 2) + 1 == p.w && has_tap) {
+        word = Shape::K + (first < 0 ? 1 : 2 + first);
+      }
+      taps[i] = constants + word;
+    }
+    unroll<kGroup>([&](auto channel) {
+      constexpr int c = decltype(channel)::value;
+      __syncwarp();  // or taps of all channels are loaded first, and spilled
+      const float bias = __uint_as_float(constants[c * kWords + Shape::K * kTapWords<Shape::K>]);
+#pragma unroll
+      for (int i = 0; i < kPairs * Shape::kBlocks; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum_[c][i][e] = bias;
+      }
+      unroll<Shape::K>([&](auto row) {
+        constexpr int k = decltype(row)::value;
+        constexpr int kOffset = k / Shape::S * kRow<kChannels> + c * 16;
+        uint32_t tap[Shape::kShifts];
+#pragma unroll
+        for (int i = 0; i < Shape::kShifts; ++i) {
+          tap[i] = taps[i][c * kWords + k * kTapWords<Shape::K>];
+        }
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+          const uint32_t at = from[pair][k % Shape::S];
+          [[maybe_unused]] uint32_t a[4], rest[2];
+          if constexpr (Shape::kUnits == 1) {
+            load_two_matrices<kOffset>(rest, at);
+          } else {
+            load_matrices<kOffset>(a, at);
+            if constexpr (Shape::kUnits == 3) {
+              load_two_matrices<kOffset>(rest, at + third[pair]);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < Shape::kBlocks; ++i) {
+            const uint32_t* const b = tap + Shape::kBlocks - 1 - i;
+            float (&sum)[4] = sum_[c][pair * Shape::kBlocks + i];
+            if constexpr (Shape::kUnits > 1) multiply_matrices<T>(sum, a, b[0], b[1]);
+            if constexpr (Shape::kUnits == 1) multiply_matrices<T>(sum, rest, b[0]);
+            if constexpr (Shape::kUnits == 3) multiply_matrices<T>(sum, rest, b[2]);
+          }
+        }
+      });
+    });
+  }
+
+  // Stores those of a half that are inside its first `rows` and `columns`, at y for the lane's
+  // first, and adds them up.
+  template <int kHalf, bool kIsSwish>
+  __device__ void store(const ExpandDepthwise& p, int rows, int columns, T* y,
+                        float (&sums)[kGroup]) {
+    const Activation<kIsSwish, Shape::kPaired, 4> act(static_cast<Act>(p.act));
+    const int row = lane_of_thread() / 4, column = lane_of_thread() % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < Shape::kBlocks; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float x[kGroup];
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c) {
+          x[c] = sum_[c][kHalf / 2 * Shape::kBlocks + i][kHalf % 2 * 2 + e];
+        }
+        act.apply(x);
+        if (row >= rows || column + 8 * i + e >= columns) continue;
+        Vector<T> v;
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c) {
+          sums[c] += x[c];
+          if (c % 2 == 0) store_two(v.at + c, x[c], x[c + 1]);
+        }
+        store_vector(y + (8 * i + e) * p.y_pixel, v);
+      }
+    }
+  }
+
+ private:
+  float sum_[kGroup][Shape::kPairs * Shape::kBlocks][4];
+};
+
+// The sums of a warp's lanes; in the lanes that are multiples of 4, of one channel each.
+__device__ float reduce(float (&x)[kGroup], unsigned& channel) {
+  const unsigned lane = lane_of_thread();
+  channel = lane / 16 * 4 + lane / 8 % 2 * 2 + lane / 4 % 2;
+#pragma unroll
+  for (int step = 16, count = kGroup / 2; count > 0; step /= 2, count /= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const float sent = upper ? x[i] : x[i + count];
+      x[i] = (upper ? x[i + count] : x[i]) + __shfl_xor_sync(~0u, sent, step);
+    }
+  }
+  x[0] += __shfl_xor_sync(~0u, x[0], 2);
+  x[0] += __shfl_xor_sync(~0u, x[0], 1);
+  return x[0];
+}
+
+template <class T, class Shape, int kWarps, int kPlanes, bool kIsStem>
 __device__ void expand_depthwise(const ExpandDepthwise& p) {
-  constexpr int kChannels = kPlanes * kPlane, kWarpsOfPlane = kWarps / kPlanes;
-  constexpr int kUnroll = K <= 3 ? K : 1;  // or bfloat16 spills
+  constexpr int kThreads = kWarps * 32, kChannels = kPlanes * 16, kGroups = kChannels / kGroup;
+  constexpr int kSplit = kWarps / kGroups;  // warps that share a group
+  static_assert(kWarps % kGroups == 0);
+  constexpr int kWords = kConstants<Shape::K>;
   extern __shared__ __align__(128) char shared[];
-  __shared__ __align__(16) float scratch[kWarps * kPlane];
-  const Tile t = tile_of_block<K, S, kChannels>(p);
-  float* constants = reinterpret_cast<float*>(shared);
-  char* const ring = shared + p.ring_offset;
-  stage_constants<K>(p.constants, p.padded_channels, t.channel, p.planes, constants);
-  stage_weights<T, kChannels>(p, t, shared);
-  stage_inputs<T, kIsStem>(p, t, t.first_row, shared + p.input_offset);
-  if (t.has_padding) {
-    const int bytes = p.ring_rows.divisor * p.ring_pitch;
-#pragma unroll 1
-    for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) {
-      *reinterpret_cast<uint4*>(ring + i) = uint4{0, 0, 0, 0};
+  __shared__ float scratch[kSplit > 1 ? kWarps * kGroup : 1];
+  const Tile t = tile_of_block<Shape, kChannels>(p);
+  char* const window = shared + p.window_offset;
+  Place* const places = reinterpret_cast<Place*>(shared + p.places_offset);
+  const auto stage = [&](const Round& round, int begin, int image) {
+    const Step step(p, round, begin);
+    char* const to = shared + p.input_offset;
+    if constexpr (kIsStem) {
+      stage_image<T, kThreads>(p, t, round, step, image, to);
+    } else {
+      const int images = min(t.end_image - image, 1 + p.half_images);
+      stage_pixels<T, Shape, kThreads>(p, t, round, step, image, images, places,
+                                       shared_address(to));
     }
+  };
+  make_places<Shape, kThreads, kChannels, kIsStem>(p, t, places);
+  stage_constants<T, kThreads, kChannels, kWords>(p, t, shared);
+#pragma unroll 1
+  for (int i = threadIdx.x * 16; i < (1 + p.half_images) * p.image_bytes; i += kThreads * 16) {
+    *reinterpret_cast<uint4*>(window + i) = uint4{0, 0, 0, 0};
   }
+  __syncthreads();
+  stage(Round::of<Shape>(p, t, 0), 0, t.image);
 
-  const Activation expand_act(p.expand_act), act(p.act);
-  const unsigned lane = lane_of_thread(), warp = warp_of_thread();
-  const int plane = warp % kPlanes, quad = lane % (kPlane / kQuad) * kQuad;
-  const int channel = plane * kPlane + quad;
-  const float* taps = constants + plane * kConstants<K> * kPlane + quad;
-  const char* const own = ring + plane * p.plane_bytes + quad * sizeof(T);
-  T* const y = static_cast<T*>(p.y) + t.image * p.y_image + int64_t{t.row} * p.y_row +
-               int64_t{t.column} * p.y_pixel + t.channel + channel;
-  float sum[kQuad] = {};
-  int done = 0;  // rows of y
-#pragma unroll 1
-  for (int first_row = t.first_row, produced; first_row < t.wide_rows; first_row = produced) {
-    // The last rows of the map take what is below along, as far as there is room.
-    const int room = first_row + p.step_rows < t.end_row ? p.step_rows : p.room;
-    produced = min(first_row + room, t.wide_rows);
-    wait_for_copies();
-    __syncthreads();
-    expand<T, kChannels, kIsStem>(p, t, first_row, produced, expand_act, shared);
-    __syncthreads();
-    if (produced < t.end_row) {
-      stage_inputs<T, kIsStem>(p, t, produced, shared + p.input_offset);
-    }
-    const int end = produced < K ? 0 : (produced - K) / S + 1;
-    const int items = (end - done) * p.groups.divisor;
-#pragma unroll 1
-    for (int i = warp / kPlanes * 8 + lane / 4; i < items; i += kWarpsOfPlane * 8) {
-      unsigned group = i;
-      const int row = done + divide_off(group, p.groups);
-      unsigned ring_row = row * S;
-      divide_off(ring_row, p.ring_rows);
-      const char* from = own + ring_row * p.ring_pitch + group * kColumns * S * kPlane * sizeof(T);
-      float bias[kQuad], acc[1][kColumns][kQuad];
-      load_quad(taps + K * K * kPlane, bias);
+  const unsigned lane = lane_of_thread(), group = warp_of_thread() % kGroups;
+  const int channel = group * kGroup;
+  const bool has_channels = channel < t.channels;
+  const uint32_t* const constants = reinterpret_cast<const uint32_t*>(shared) + channel * kWords;
+  const uint32_t own = shared_address(window) + channel * 16;
+  const int pairs = p.half_columns > 0 ? (t.columns + 15) / 16 : 1;
+  const int64_t half_pitch = int64_t{p.half_rows} * p.y_row + int64_t{p.half_columns} * p.y_pixel +
+                             p.half_images * p.y_image;
+  float sums[kGroup] = {};
+  const auto store_sums = [&](int image) {
+    unsigned number;
+    float total = reduce(sums, number);
+    bool is_mine = has_channels && lane % 4 == 0;
+    if constexpr (kSplit > 1) {
+      if (is_mine) scratch[warp_of_thread() * kGroup + number] = total;
+      __syncthreads();
+      is_mine = is_mine && warp_of_thread() < kGroups;
+      if (is_mine) {
+        total = 0.0f;
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) acc[0][c][j] = bias[j];
+        for (int i = 0; i < kSplit; ++i) total += scratch[(i * kGroups + group) * kGroup + number];
       }
-#pragma unroll kUnroll
-      for (int k = 0; k < K; ++k) {
-        accumulate_row<T, K, S>(from, taps, k, acc);
-        ++ring_row, from += p.ring_pitch;
-        if (ring_row == p.ring_rows.divisor) {
-          ring_row = 0, from -= p.ring_rows.divisor * p.ring_pitch;
+    }
+    if (is_mine && p.sums != nullptr) {
+      p.sums[int64_t{image} * p.tiles.divisor * p.channels + t.sums + channel + number] = total;
+    }
+#pragma unroll
+    for (int c = 0; c < kGroup; ++c) sums[c] = 0.0f;
+  };
+#pragma unroll 1
+  for (int image = t.image; image < t.end_image; image += 1 + p.half_images) {
+    const int images = min(t.end_image - image, 1 + p.half_images);
+    T* const y = static_cast<T*>(p.y) + image * p.y_image +
+                 int64_t{t.row + static_cast<int>(lane / 4)} * p.y_row +
+                 int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel +
+                 channel;
+#pragma unroll 1
+    for (int first = 0; first < t.rows; first += p.round_rows) {
+      const Round round = Round::of<Shape>(p, t, first);
+      const bool is_last = first + p.round_rows >= t.rows;
+#pragma unroll 1
+      for (int made = round.begin; made < round.end;) {
+        const Step step(p, round, made);
+        wait_for_copies();
+        __syncthreads();
+        expand<T, Shape, kWarps, kChannels, kIsStem>(p, t, step, images, places, shared);
+        // What is outside is zero as before, unless other rows were in its place.
+        if (t.rows > p.round_rows) {
+          clear_rows<Shape, kThreads, kChannels>(p, made, min(step.first, step.end), window);
+          clear_rows<Shape, kThreads, kChannels>(p, max(made, round.inside_end), step.end, window);
+        }
+        __syncthreads();
+        if (!Shape::kSkipsLast && t.wide_columns % 2 == 1) {
+          clear_column<T, Shape, kThreads, kChannels>(p, t, step, images, window);
+          __syncthreads();
+        }
+        made = step.end;
+        if (made < round.end) {
+          stage(round, made, image);
+        } else if (!is_last) {
+          const Round next = Round::of<Shape>(p, t, first + p.round_rows);
+          stage(next, next.begin, image);
+        } else if (image + images < t.end_image) {
+          stage(Round::of<Shape>(p, t, 0), 0, image + images);
         }
       }
-      T* const to =
-          y + int64_t{row} * p.y_row + int64_t{static_cast<int>(group) * kColumns} * p.y_pixel;
-      const int columns = channel < t.channels ? t.columns - static_cast<int>(group) * kColumns : 0;
-      if (act.is_swish) {
-        finish<T, true>(act, acc[0], columns, to, p.y_pixel, sum);
-      } else {
-        finish<T, false>(act, acc[0], columns, to, p.y_pixel, sum);
+      if (has_channels) {
+#pragma unroll 1
+        for (int pair = warp_of_thread() / kGroups * Shape::kPairs; pair < pairs;
+             pair += kSplit * Shape::kPairs) {
+          Outputs<T, Shape, kChannels> outputs;
+          outputs.multiply(p, own, pair, constants);
+          int rows = t.rows - first, columns = t.columns - pair * 16;
+          T* to = y + int64_t{first} * p.y_row + int64_t{pair * 16} * p.y_pixel;
+          unroll<2 * Shape::kPairs>([&](auto index) {
+            constexpr int kHalf = decltype(index)::value;
+            if (kHalf > 0 && (columns <= 0 || (p.half_images > 0 && kHalf >= images))) return;
+            if (static_cast<Act>(p.act) == Act::kSwish) {
+              outputs.template store<kHalf, true>(p, rows, columns, to, sums);
+            } else {
+              outputs.template store<kHalf, false>(p, rows, columns, to, sums);
+            }
+            to += half_pitch, rows -= p.half_rows, columns -= p.half_columns;
+            if (Shape::kImages > 1 && p.half_images > 0) store_sums(image + kHalf);
+          });
+        }
+      }
+      if (!is_last) {
+        __syncthreads();
+        slide<Shape, kThreads, kChannels>(p, window);
       }
     }
-    done = end;
+    if (p.half_images == 0) store_sums(image);
   }
-  if (p.sums == nullptr) return;
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-#pragma unroll
-    for (int step = kQuad; step < 32; step *= 2) {
-      sum[j] += __shfl_xor_sync(~0u, sum[j], step);
-    }
-  }
-  if (lane < kPlane / kQuad) store_quad(scratch + warp * kPlane + quad, sum);
-  __syncthreads();
-  const int own_channel = threadIdx.x;
-  if (own_channel >= t.channels) return;
-  float total = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kWarpsOfPlane; ++i) {
-    const int from = i * kPlanes + own_channel / kPlane;
-    total += scratch[from * kPlane + own_channel % kPlane];
-  }
-  p.sums[t.sums + own_channel] = total;
 }
+
+// Of maps of any width; of at most 16 columns, with as many outputs or half; of at most 8.
+template <int K>
+using Wide = Shape<K, 1, 2, 1>;
+template <int K>
+using WideHalved = Shape<K, 2, 3, 1>;
+template <int K>
+using Row16 = Shape<K, 1, 2, 2>;
+template <int K>
+using Row16Halved = Shape<K, 2, 2, 1>;
+template <int K>
+using Row8 = Shape<K, 1, 1, 1>;
+
+using float16 = __half;
+using bfloat16 = __nv_bfloat16;
 
 }  // namespace
 
 extern "C" {
 
-#define EFFNET_FAST_KERNEL(K, S, planes, channels, name, T) \
-  __global__ void __launch_bounds__(kThreads, 2)            \
-      expand_depthwise_k##K##s##S##_##channels##_##name(    \
-          __grid_constant__ const ExpandDepthwise p) {      \
-    expand_depthwise<T, K, S, planes, false>(p);            \
+#define EFFNET_FAST_KERNEL(name, T, Shape, warps, blocks, planes, is_stem) \
+  __global__ void __launch_bounds__(warps * 32, blocks)                    \
+      name##_##T(__grid_constant__ const ExpandDepthwise p) {              \
+    expand_depthwise<T, Shape, warps, planes, is_stem>(p);                 \
   }
 
-// 48 channels at a time, or 96: for maps so small that a plane has no outputs for two warps.
-#define EFFNET_FAST_ALL(name, T)           \
-  EFFNET_FAST_KERNEL(3, 1, 3, 48, name, T) \
-  EFFNET_FAST_KERNEL(3, 1, 6, 96, name, T) \
-  EFFNET_FAST_KERNEL(3, 2, 3, 48, name, T) \
-  EFFNET_FAST_KERNEL(3, 2, 6, 96, name, T) \
-  EFFNET_FAST_KERNEL(5, 1, 3, 48, name, T) \
-  EFFNET_FAST_KERNEL(5, 1, 6, 96, name, T) \
-  EFFNET_FAST_KERNEL(5, 2, 3, 48, name, T) \
-  EFFNET_FAST_KERNEL(5, 2, 6, 96, name, T)
+#define EFFNET_FAST_48(name, T, Shape) EFFNET_FAST_KERNEL(name##_48, T, Shape, 6, 2, 3, false)
+// For less traffic of x where shared memory has room for the channels.
+#define EFFNET_FAST_BOTH(name, T, Shape) \
+  EFFNET_FAST_48(name, T, Shape)         \
+  EFFNET_FAST_KERNEL(name##_64, T, Shape, 8, 1, 4, false)
 
-#define EFFNET_FAST_STEM(name, T)                                             \
-  __global__ void __launch_bounds__(kThreads, 2)                              \
-      stem_depthwise_k3s1_##name(__grid_constant__ const ExpandDepthwise p) { \
-    expand_depthwise<T, 3, 1, 2, true>(p);                                    \
-  }
+#define EFFNET_FAST_ALL(K, T)                                        \
+  EFFNET_FAST_48(expand_depthwise_k##K##s1_wide, T, Wide<K>)         \
+  EFFNET_FAST_48(expand_depthwise_k##K##s2_wide, T, WideHalved<K>)   \
+  EFFNET_FAST_BOTH(expand_depthwise_k##K##s1_row16, T, Row16<K>)     \
+  EFFNET_FAST_48(expand_depthwise_k##K##s2_row16, T, Row16Halved<K>) \
+  EFFNET_FAST_BOTH(expand_depthwise_k##K##s1_row8, T, Row8<K>)
 
-EFFNET_FAST_ALL(float32, float)
-EFFNET_FAST_ALL(float16, __half)
-EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
-EFFNET_FAST_STEM(float16, __half)
-EFFNET_FAST_STEM(bfloat16, __nv_bfloat16)
+#define EFFNET_FAST_TYPE(T) \
+  EFFNET_FAST_ALL(3, T)     \
+  EFFNET_FAST_ALL(5, T)     \
+  EFFNET_FAST_KERNEL(stem_depthwise_k3s1, T, Wide<3>, 8, 1, 2, true)
 
-#undef EFFNET_FAST_STEM
+EFFNET_FAST_TYPE(float16)
+EFFNET_FAST_TYPE(bfloat16)
+
+#undef EFFNET_FAST_TYPE
 #undef EFFNET_FAST_ALL
+#undef EFFNET_FAST_BOTH
+#undef EFFNET_FAST_48
 #undef EFFNET_FAST_KERNEL
 
 }  // extern "C"

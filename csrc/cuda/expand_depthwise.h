@@ -10,39 +10,42 @@ namespace effnet_fast::cuda {
 
 // All strides are in elements. "Wide" is the map between: of the expansion, or of the stem.
 struct ExpandDepthwise {
-  const void* x;             // [image][pixel][depth]; of a stem [image][channel][pixel]
-  const void* weight;        // [channels][weight_depth], zeros from depth on; of a stem a row is
-                             // [channel][row][4], of which the last is 0
-  const float* expand_bias;  // [channels], or null
-  const float* constants;    // [k k + 1][padded_channels]: the taps, then the bias
-  void* y;                   // [image][pixel][channels]
-  float* sums;               // [image][tile][channels], or null
+  const void* x;              // [image][pixel][depth]; of a stem [image][channel][pixel]
+  const void* weight;         // [channels][weight_depth], zeros from depth on; of a stem a row is
+                              // [channel][row][4], of which the first or the last is 0
+  const float* expand_bias;   // [channels], or null
+  const uint32_t* constants;  // [channels][kConstants]: what expand_depthwise.cu says of taps
+  void* y;                    // [image][pixel][channels]
+  float* sums;                // [image][tile][channels], or null
   int64_t x_image, x_channel, y_image;
   int32_t x_row, x_pixel, y_row, y_pixel;
   int32_t depth, weight_depth;  // products of a wide element
-  int32_t channels, padded_channels;
+  int32_t images, channels;
   int32_t h, w, out_h, out_w;  // of the wide map, of y
   int32_t top, left;           // padding of the wide map
   int32_t expand_act, act;
-  // Blocks: [image][tile][chunk of channels].
+  // Blocks: [images of a block][tile][chunk of channels].
+  int32_t block_images;
   Divisor chunks, tiles, column_tiles;
   int32_t tile_rows, tile_columns;  // outputs of a tile
-  // A step makes so many rows of the wide map, of `span` columns: all that a tile needs, or all
-  // that there are.
-  int32_t step_rows;
+  // A step makes so many rows of the wide map, of `span` columns, an even number; a round of
+  // outputs has `round_rows`.
+  int32_t step_rows, round_rows;
   Divisor span;
-  Divisor units;   // copies of 16 bytes that a row of x or weight is
-  Divisor planes;  // of 16 channels, of a block
-  Divisor ring_rows;
-  Divisor groups;        // of outputs of a thread, across a tile
-  int32_t input_rows;    // room for pixels of a step, a multiple of 16
-  int32_t room;          // rows that a step makes at most, padding below the map included
-  int32_t ring_columns;  // of a row of the ring: what the groups read
-  int32_t ring_pitch, plane_bytes;  // of rows, and of planes of a row
+  Divisor units;  // copies of 16 bytes that a row of x or weight is
+  // Where the second half of a matrix lies: so many rows or columns of y, or images, on.
+  int32_t half_rows, half_columns, half_images;
+  // The window: columns of padding, and in all; from a column's first tap to the first's.
+  int32_t window_left, window_columns, window_units, tap_shift;
+  int32_t unit_bytes, phase_bytes, image_bytes, half_bytes;
   // Shared memory, in bytes: the constants come first.
-  int32_t bias_offset, weight_offset, input_offset, ring_offset;
+  int32_t bias_offset, places_offset, weight_offset, input_offset, window_offset;
+  // Of the pixels of a step: rows in shared memory, of which one has 1 << fold.
+  int32_t input_rows, fold;
   // Of a stem: the image, and what a step needs of it in shared memory, in units of 8 elements.
   int32_t channels_in, image_h, image_w, stem_top, stem_left;
+  int32_t stem_skips_first;  // of four columns: stem_left is one more
+  int32_t image_is_aligned;  // rows are adjacent elements, from a multiple of 16 bytes on
   Divisor image_units, image_rows;
 };
 

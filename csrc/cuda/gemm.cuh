@@ -7,6 +7,7 @@
 
 #include "async_copy.cuh"
 #include "element.cuh"
+#include "unroll.cuh"
 
 namespace effnet_fast::cuda {
 
@@ -33,16 +34,33 @@ __device__ inline unsigned step_offset(unsigned offset, unsigned step) {
 __device__ inline unsigned lane_of_thread() { return threadIdx.x % 32; }
 __device__ inline unsigned warp_of_thread() { return threadIdx.x / 32; }
 
-// Four matrices of 8 x 8 halves, their rows at the addresses of 8 lanes each.
-__device__ inline void load_matrices(uint32_t (&m)[4], const char* row) {
-  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+// Where something in shared memory is, for instructions that take no other address.
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Four matrices of 8 x 8 halves, their rows at the addresses of 8 lanes each, and kOffset bytes on.
+template <int kOffset = 0>
+__device__ inline void load_matrices(uint32_t (&m)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(from)
+               : "r"(from), "n"(kOffset)
                : "memory");
 }
 
-// c += a b^T, of 16 x 16 and 8 x 16.
+__device__ inline void load_matrices(uint32_t (&m)[4], const char* row) {
+  load_matrices(m, shared_address(row));
+}
+// Two of them, at the addresses of the first 16 lanes.
+template <int kOffset = 0>
+__device__ inline void load_two_matrices(uint32_t (&m)[2], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2 + %3];"
+               : "=r"(m[0]), "=r"(m[1])
+               : "r"(from), "n"(kOffset)
+               : "memory");
+}
+
+// c += a b^T, of 16 x 16 and 8 x 16; or of 16 x 8 and 8 x 8.
 template <class T>
 __device__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>
@@ -60,6 +78,25 @@ __device__ inline void multiply_matrices<__nv_bfloat16>(float (&c)[4], const uin
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <class T>
+__device__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[2], uint32_t b);
+template <>
+__device__ inline void multiply_matrices<__half>(float (&c)[4], const uint32_t (&a)[2],
+                                                 uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+template <>
+__device__ inline void multiply_matrices<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[2],
+                                                        uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 // Two halves of one register.
@@ -98,7 +135,7 @@ class WarpTile {
   template <bool kIsGated>
   __device__ void multiply(const char* a, const char* b, unsigned step, const T* gate) {
     const unsigned lane = lane_of_thread();
-    const char* const from = a + step_offset(unit_offset(lane % 16, lane / 16), step);
+    const char* const from = a + step_offset(offset_a(), step);
     uint32_t fa[kM / 16][4], rest[kM / 16][4];
 #pragma unroll
     for (int m = 0; m < kM / 16; ++m) load_matrices(fa[m], from + 16 * m * kRowBytes);
@@ -123,9 +160,7 @@ class WarpTile {
   __device__ void multiply_fragments(const uint32_t (&fa)[kM / 16][4],
                                      const uint32_t (&rest)[kM / 16][4], const char* b,
                                      unsigned step) {
-    const unsigned lane = lane_of_thread();
-    const unsigned own = unit_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    const char* const from = b + step_offset(own, step);
+    const char* const from = b + step_offset(offset_b(), step);
 #pragma unroll
     for (int n = 0; n < kN / 16; ++n) {
       uint32_t fb[4];
@@ -140,6 +175,38 @@ class WarpTile {
         }
       }
     }
+  }
+
+  // Where a lane's part of both begins, in bytes from a and b; a step on it is step_offset's.
+  __device__ static unsigned offset_a() {
+    return unit_offset(lane_of_thread() % 16, lane_of_thread() / 16);
+  }
+  __device__ static unsigned offset_b() {
+    const unsigned lane = lane_of_thread();
+    return unit_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+
+  // Adds the products of kStep columns, at the addresses of a lane's parts; 16 rows of b are
+  // `pitch` bytes.
+  __device__ void multiply_at(uint32_t a, uint32_t b, uint32_t pitch) {
+    uint32_t fb[kN / 16][4];
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n) load_matrices(fb[n], b + n * pitch);
+    multiply_columns(a, fb);
+  }
+
+  // The same of b in registers, as load_matrices gives it.
+  __device__ void multiply_columns(uint32_t from, const uint32_t (&fb)[kN / 16][4]) {
+    unroll<kM / 16>([&](auto tile) {
+      constexpr int m = decltype(tile)::value;
+      uint32_t fa[4];
+      load_matrices<16 * m * kRowBytes>(fa, from);
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        const uint32_t* const b = fb[n / 2] + n % 2 * 2;
+        multiply_matrices<T>(sum_[m][n], fa, b[0], b[1]);
+      }
+    });
   }
 
   // A thread has kRows x kRuns runs of kRun adjacent sums.

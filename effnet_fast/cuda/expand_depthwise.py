@@ -1,4 +1,7 @@
-"""The host side of csrc/cuda/expand_depthwise.cu: which kernel, which tile, how many blocks."""
+"""The host side of csrc/cuda/expand_depthwise.cu: which kernel, which tile, how many blocks.
+
+Float32 has kernels and tiles of its own, in expand_depthwise_float.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from effnet_fast.cuda import expand_depthwise_float as in_float
 from effnet_fast.cuda.divisor import Divisor
+from effnet_fast.cuda.expand_problem import (
+    ACTS,
+    PLANE,
+    SHARED,
+    STEM_KERNEL,
+    STEM_STRIDE,
+    WINDOWS,
+    Problem,
+    Tiling,
+)
 from effnet_fast.cuda.gemm import ROW_BYTES
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu import cost
@@ -20,18 +34,32 @@ from effnet_fast.gpu.packing import pack_depthwise, pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act, Window
 
-__all__ = ["Problem", "Tiling", "can", "launch", "pack", "tile_count", "tiling", "tilings"]
+__all__ = [
+    "LAYOUTS",
+    "Problem",
+    "Tiling",
+    "blocks",
+    "can",
+    "kernel_name",
+    "launch",
+    "pack",
+    "tile_count",
+    "tiling",
+    "tilings",
+    "variants",
+]
 
-PLANE = 16  # channels of a plane
-COLUMNS = 7  # outputs of a thread
-PIXELS = 16  # of a warp's product
-THREADS = 192
-# Planes of a block: of an expansion, of a stem.
-PLANES, STEM_PLANES = (3, 6), (2,)
-WINDOWS = ((3, 1), (3, 2), (5, 1), (5, 2))  # k, stride
-STEM_KERNEL, STEM_STRIDE = 3, 2
-ACTS = (Act.NONE, Act.SWISH, Act.RELU, Act.RELU6)
-SHARED = 99 << 10  # bytes of a block, on an sm_86, which has the least
+GROUP = 8  # channels of a warp's outputs, and columns of a unit
+SIZE = 2  # bytes of an element
+PIXELS = 32  # of a warp's product
+# How rows of the window are matrices (the shapes in expand_depthwise.cu), by stride, and planes of
+# a block.
+LAYOUTS = {
+    1: {"wide": (3,), "row16": (3, 4), "row8": (3, 4)},
+    2: {"wide": (3,), "row16": (3,)},
+}
+STEM_PLANES, STEM_WARPS = 2, 8
+STEM_CHANNELS = 4  # of the image, at most
 
 
 class Arguments(ctypes.Structure):
@@ -47,19 +75,26 @@ class Arguments(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in (
-                "depth", "weight_depth", "channels", "padded_channels", "h", "w", "out_h", "out_w",
-                "top", "left", "expand_act", "act",
+                "depth", "weight_depth", "images", "channels", "h", "w", "out_h", "out_w",
+                "top", "left", "expand_act", "act", "block_images",
             )
         ),
         *((name, Divisor) for name in ("chunks", "tiles", "column_tiles")),
-        *((name, ctypes.c_int32) for name in ("tile_rows", "tile_columns", "step_rows")),
-        *((name, Divisor) for name in ("span", "units", "planes", "ring_rows", "groups")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("tile_rows", "tile_columns", "step_rows", "round_rows")
+        ),
+        *((name, Divisor) for name in ("span", "units")),
+        *((name, ctypes.c_int32) for name in ("half_rows", "half_columns", "half_images")),
         *(
             (name, ctypes.c_int32)
             for name in (
-                "input_rows", "room", "ring_columns", "ring_pitch", "plane_bytes",
-                "bias_offset", "weight_offset", "input_offset", "ring_offset",
-                "channels_in", "image_h", "image_w", "stem_top", "stem_left",
+                "window_left", "window_columns", "window_units", "tap_shift",
+                "unit_bytes", "phase_bytes", "image_bytes", "half_bytes",
+                "bias_offset", "places_offset", "weight_offset", "input_offset", "window_offset",
+                "input_rows", "fold",
+                "channels_in", "image_h", "image_w", "stem_top", "stem_left", "stem_skips_first",
+                "image_is_aligned",
             )
         ),
         *((name, Divisor) for name in ("image_units", "image_rows")),
@@ -71,6 +106,7 @@ def pack(
     expand_bias: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    stem: Window | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """The constants of both convolutions.
 
@@ -82,127 +118,36 @@ def pack(
         (M, 1, k, k)
     expand_bias, bias : Tensor, optional
         (M,)
+    stem : Window, optional
+        Of the stem.
 
     Returns
     -------
     Tensor, Tensor or None, Tensor
-        Rows of the first, rounded up to 16 bytes; its bias in float32; what
-        :func:`~effnet_fast.gpu.packing.pack_depthwise` makes of the second.
+        Rows of the first, rounded up to 16 bytes; its bias in float32; in float32 what
+        :func:`~effnet_fast.gpu.packing.pack_depthwise` makes of the second, in half precision
+        (M, k (2 k + 2) + 1) int32: each row's taps two by two, with a zero before and after, two
+        zeros, and the taps with a zero each; then the bias, a float32.
     """
-    if expand_weight.shape[2:] == (STEM_KERNEL, STEM_KERNEL):  # [channel][row][4]
-        expand_weight = F.pad(expand_weight, (0, 1))
-    rows = pack_rows(expand_weight, expand_bias, 16 // expand_weight.dtype.itemsize)
-    return (*rows, pack_depthwise(weight, bias))
+    dtype = expand_weight.dtype
+    if stem is not None:  # [channel][row][4]
+        expand_weight = F.pad(expand_weight, (1, 0) if _skips_first(stem) else (0, 1))
+    rows = pack_rows(expand_weight, expand_bias, 16 // dtype.itemsize)
+    if dtype == torch.float32:
+        return (*rows, pack_depthwise(weight, bias))
+    c, _, k, _ = weight.shape
+    taps = F.pad(weight.detach().to(dtype).reshape(c, k, k), (1, 2))
+    pairs = torch.stack((taps[..., :-1], taps[..., 1:]), -1)
+    alone = torch.stack((taps[..., 1:-2], torch.zeros_like(taps[..., 1:-2])), -1)
+    pairs = torch.cat((pairs, alone), 2).contiguous().view(torch.int32)
+    last = torch.zeros(c) if bias is None else bias.detach().float()
+    words = (pairs.reshape(c, -1), last.view(torch.int32).reshape(c, 1).to(pairs.device))
+    return (*rows, torch.cat(words, 1).contiguous())
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How outputs are cut.
-
-    Attributes
-    ----------
-    rows, columns : of outputs, of a tile.
-    step_rows : of the wide map, made at a time.
-    planes : of 16 channels, of a block.
-    """
-
-    rows: int
-    columns: int
-    step_rows: int
-    planes: int = 3
-
-    @property
-    def channels(self) -> int:
-        """Of a block."""
-        return PLANE * self.planes
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a kernel is for: all that its tiling depends on, but the batch.
-
-    Attributes
-    ----------
-    k, s : the window's kernel and stride.
-    channels : of the wide map.
-    wide, out : height and width of the wide map, and of y.
-    top, bottom : rows of padding.
-    cin : channels of x.
-    size : bytes of an element.
-    is_stem : whether a stem makes the wide map.
-    """
-
-    k: int
-    s: int
-    channels: int
-    wide: tuple[int, int]
-    out: tuple[int, int]
-    top: int
-    bottom: int
-    cin: int
-    size: int
-    is_stem: bool = False
-
-    @property
-    def depth(self) -> int:
-        """Columns of the matrices."""
-        return self.cin * STEM_KERNEL * (STEM_KERNEL + 1) if self.is_stem else self.cin
-
-    @classmethod
-    def of(cls, x: DeviceTensor, y: DeviceTensor, window: Window, stem: Window | None) -> Problem:
-        wide = x.shape[2:] if stem is None else stem.output_size(*x.shape[2:])
-        return cls(
-            window.kernel[0], window.stride[0], y.shape[1], tuple(wide), tuple(y.shape[2:]),
-            window.padding[0], window.padding[2], x.shape[1], x.dtype.itemsize, stem is not None,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What follows from a tiling: sizes and places in shared memory, in bytes."""
-
-    span: int
-    groups: int
-    units: int
-    input_rows: int
-    image_units: int
-    image_rows: int
-    room: int
-    ring_rows: int
-    ring_columns: int
-    plane_bytes: int
-    bias_offset: int
-    weight_offset: int
-    input_offset: int
-    ring_offset: int
-    shared: int
-
-    @classmethod
-    def of(cls, cut: Tiling, p: Problem) -> Geometry:
-        span = min((cut.columns - 1) * p.s + p.k, p.wide[1])
-        groups = -(-cut.columns // COLUMNS)
-        ring_columns = (groups * COLUMNS - 1) * p.s + p.k  # that threads read
-        # Whole steps of 16 columns of the matrices, in copies of 16 bytes.
-        units = -(-p.depth // 16) * p.size
-        tiles = -(-units * 16 // ROW_BYTES)
-        input_rows = -(-cut.step_rows * span // PIXELS) * PIXELS
-        image_rows = cut.step_rows * STEM_STRIDE + STEM_KERNEL - STEM_STRIDE
-        image_units = -(-(span * STEM_STRIDE + 2) * p.size // 16)
-        # What is below the map is made with its last rows.
-        room = cut.step_rows + min(p.bottom, p.k - 1)
-        ring_rows = min(p.k - 1 + room, (cut.rows - 1) * p.s + p.k)
-        plane_bytes = ring_columns * PLANE * p.size
-        bias = cut.planes * (p.k * p.k + 2) * PLANE * 4
-        weight = -(-(bias + 4 * cut.channels) // 128) * 128
-        inputs = weight + tiles * cut.channels * ROW_BYTES
-        ring = inputs + (
-            p.cin * image_rows * image_units * 16 if p.is_stem else tiles * input_rows * ROW_BYTES
-        )
-        return cls(
-            span, groups, units, input_rows, image_units, image_rows,
-            room, ring_rows, ring_columns, plane_bytes,
-            bias, weight, inputs, ring, ring + ring_rows * cut.planes * plane_bytes,
-        )  # fmt: skip
+def _skips_first(stem: Window) -> bool:
+    """Whether windows of 4 columns begin at even columns of the image one before those of 3."""
+    return stem.padding[1] % 2 == 1
 
 
 def can(
@@ -215,6 +160,8 @@ def can(
 ) -> bool:
     """Whether there is a kernel: windows, activations, alignment, type, shared memory."""
     (k, kw), (s, sw), (top, left, _, _) = window.kernel, window.stride, window.padding
+    half = y.dtype.itemsize == SIZE
+    group = GROUP if half else 4
     fits = (
         (k, s) == (kw, sw)
         and (k, s) in WINDOWS
@@ -222,9 +169,9 @@ def can(
         and max(top, left) < k
         and first_act in ACTS
         and act in ACTS
-        and y.shape[1] % 4 == 0
-        and y.has_aligned_pixels(4 * y.dtype.itemsize)
-        and max(*x.strides[2:], *y.strides[2:]) < 1 << 31
+        and y.shape[1] % group == 0
+        and y.has_aligned_pixels(16 if half else 4 * y.dtype.itemsize)
+        and max(*x.strides[2:], *y.strides[2:]) < 1 << 26
     )
     if stem is None:
         fits = fits and x.has_aligned_pixels(16)
@@ -235,76 +182,222 @@ def can(
             and stem.kernel == (STEM_KERNEL, STEM_KERNEL)
             and stem.stride == (STEM_STRIDE, STEM_STRIDE)
             and stem.dilation == (1, 1)
-            and x.dtype.itemsize == 2
+            and x.shape[1] <= STEM_CHANNELS
+            and half
         )
-    return fits and bool(_tilings(Problem.of(x, y, window, stem)))
+    return fits and any(True for _ in tilings(1, Problem.of(x, y, window, stem), 1))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What follows from a tiling: how rows are matrices; sizes and places in shared memory, in
+    bytes."""
+
+    span: int
+    x_units: int
+    round_rows: int
+    half_rows: int
+    half_columns: int
+    half_images: int
+    window_left: int
+    window_columns: int
+    window_units: int
+    tap_shift: int
+    unit_bytes: int
+    phase_bytes: int
+    image_bytes: int
+    half_bytes: int
+    input_rows: int
+    fold: int
+    image_units: int
+    image_rows: int
+    bias_offset: int
+    places_offset: int
+    weight_offset: int
+    input_offset: int
+    window_offset: int
+    shared: int
+
+    @classmethod
+    def of(cls, cut: Tiling, p: Problem) -> Geometry:
+        is_wide = cut.layout == "wide"
+        half_columns = GROUP if is_wide else 0
+        half_rows = GROUP if not is_wide and cut.rows > GROUP else 0
+        half_images = cut.at_once - 1
+        round_rows = GROUP + half_rows
+        round_inputs = (round_rows - 1) * p.s + p.k
+        # Two columns are stored at a time: the first of the map is at an even place.
+        left = p.left + p.left % 2 if is_wide else 0
+        shift = left - p.left
+        if is_wide:
+            columns = (cut.columns - 1) * p.s + p.k + shift
+            columns += columns % 2
+            units = -(-columns // GROUP)
+        else:
+            units = 2 if cut.layout == "row16" else 1
+            columns = units * GROUP
+        span = min(columns, p.wide[1])
+        span += span % 2
+        row_bytes = (cut.channels + 1) * 16
+        unit_bytes = -(-round_inputs // p.s) * row_bytes
+        phase_bytes = units * unit_bytes
+        image_bytes = p.s * phase_bytes
+        half_bytes = p.s * unit_bytes if is_wide else half_images * image_bytes
+        if half_rows:
+            half_bytes = GROUP * row_bytes
+        # Whole steps of 16 columns of the matrices, in copies of 16 bytes.
+        depth = STEM_KERNEL * 4 * STEM_CHANNELS if p.is_stem else p.depth
+        x_units = -(-depth // 16) * SIZE
+        tiles = -(-x_units * 16 // ROW_BYTES)
+        # Of shallow matrices two pixels share a row.
+        fold = int(x_units <= ROW_BYTES // 16 // 2)
+        input_rows = -(-(1 + half_images) * cut.step_rows * span // PIXELS) * PIXELS >> fold
+        image_rows = cut.step_rows * STEM_STRIDE + STEM_KERNEL - STEM_STRIDE
+        # From a multiple of 8 columns on, up to 6 before the first.
+        image_units = -(-(span * STEM_STRIDE + 2 + 6) * SIZE // 16)
+        bias = cut.channels * (p.k * (2 * p.k + 2) + 1) * 4
+        places = bias + 4 * cut.channels
+        weight = -(-(places + round_inputs * span // 2 * 8) // 128) * 128
+        inputs = weight + tiles * cut.channels * ROW_BYTES
+        window = inputs + (
+            p.cin * image_rows * image_units * 16 if p.is_stem else tiles * input_rows * ROW_BYTES
+        )
+        return cls(
+            span, x_units, round_rows, half_rows, half_columns, half_images, left, columns, p.s * units, shift,
+            unit_bytes, phase_bytes, image_bytes, half_bytes, input_rows, fold, image_units, image_rows,
+            bias, places, weight, inputs, window, window + (1 + half_images) * image_bytes,
+        )  # fmt: skip
+
+
+def _layouts(p: Problem) -> Iterator[tuple[str, int]]:
+    """Layouts and planes that a problem may have."""
+    if p.is_stem:
+        yield "wide", STEM_PLANES
+        return
+    columns = p.wide[1]
+    layout = "wide"
+    if columns <= GROUP and p.s == 1 and p.out[1] <= GROUP:
+        layout = "row8"
+    elif columns <= 2 * GROUP and p.out[1] <= 2 * GROUP // p.s:
+        layout = "row16"
+    for planes in LAYOUTS[p.s][layout]:
+        if planes == 3 or p.channels > 3 * PLANE:
+            yield layout, planes
 
 
 @functools.lru_cache(4096)
 def _tilings(p: Problem) -> tuple[tuple[Tiling, Geometry], ...]:
-    """Those that fit shared memory."""
-    rows = sorted({-(-p.out[0] // n) for n in (1, 2, 3, 4, 6, 8, 12, 16)})
-    columns = sorted({-(-p.out[1] // n) for n in range(1, 13)})
-    steps = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+    """Those that fit shared memory, of one image."""
     found = []
-    for row, column, step, planes in itertools.product(
-        rows, columns, steps, STEM_PLANES if p.is_stem else PLANES
-    ):
-        if step > 1 and step > min((row - 1) * p.s + p.k, p.wide[0]):
-            continue
-        if planes > 3 and p.channels <= 3 * PLANE:
-            continue
-        cut = Tiling(row, column, step, planes)
-        geometry = Geometry.of(cut, p)
-        if geometry.shared <= SHARED:
-            found.append((cut, geometry))
+    for layout, planes in _layouts(p):
+        if layout == "wide":
+            columns = sorted({-(-p.out[1] // n) for n in range(1, 13)})
+            rounds = GROUP
+        else:
+            columns = [p.out[1]]
+            rounds = GROUP if p.out[0] <= GROUP else 2 * GROUP
+        most = -(-p.out[0] // rounds)
+        rows = sorted({min(-(-most // n) * rounds, p.out[0]) for n in range(1, most + 1)})
+        for row, column in itertools.product(rows, columns):
+            # A round's inputs, in any number of steps.
+            inputs = min((rounds - 1) * p.s + p.k, (row - 1) * p.s + p.k)
+            for step in sorted({-(-inputs // n) for n in range(1, inputs + 1)}):
+                cut = Tiling(row, column, step, planes, layout)
+                geometry = Geometry.of(cut, p)
+                if geometry.shared <= SHARED:
+                    found.append((cut, geometry))
     return tuple(found)
 
 
 def tilings(n: int, p: Problem, multiprocessors: int) -> Iterator[tuple[float, Tiling]]:
     """Tilings for n images with their modelled cycles."""
+    if p.size != SIZE:
+        yield from in_float.tilings(n, p, multiprocessors)
+        return
     for cut, g in _tilings(p):
-        chunks = -(-p.channels // cut.channels)
-        own = THREADS // 32 // cut.planes * 8  # threads with different outputs
-        tiles = -(-p.out[0] // cut.rows) * -(-p.out[1] // cut.columns)
-        wide_rows = min((cut.rows - 1) * p.s + p.k, p.wide[0])
-        steps = -(-wide_rows // cut.step_rows)
-        # Instructions of warps: of products of 16 pixels, of threads' outputs, of copies.
-        half = p.size == 2
-        product = cut.planes * (2 * 2 * 13 + 8) + 90
-        if p.is_stem:
-            product += -(-p.depth // 16) * (40 + 3 * cut.planes)
-            copies = p.cin * g.image_rows * g.image_units / 32 * 75
-        else:
-            product += -(-p.depth // 16) * ((16 + 3 * cut.planes) if half else 190 * cut.planes)
-            copies = g.input_rows * g.units / 32 * 30
-        loads = ((COLUMNS - 1) * p.s + p.k) * (5 if half else 1)
-        item = p.k * (loads + p.k * (1 + 4 * COLUMNS)) + COLUMNS * 30 + 60
-        # Outputs follow their last row: the first steps make fewer than later ones.
-        rounds = done = 0
-        for made in range(cut.step_rows, wide_rows + cut.step_rows, cut.step_rows):
-            end = (made + p.top - p.k) // p.s + 1 if made < wide_rows else cut.rows
-            rounds += -(-max(end - done, 0) * g.groups // own)
-            done = max(done, end)
-        warps = THREADS // 32
-        pixels = -(-cut.step_rows * g.span // PIXELS)
-        count = steps * (pixels * product + copies + 600) + rounds * warps * item + 3000
-        elements = (wide_rows * g.span + cut.rows * cut.columns) * cut.channels
-        # Blocks beside it hide what a block waits for, at its barriers and copies.
-        resident = min(3, (227 << 10) // (g.shared + 1024))
-        rests = steps * (800 + -(-pixels // warps) * product * 2) + rounds * item * 2
-        yield (
-            cost.cycles(
-                n * tiles * chunks,
-                multiprocessors,
-                count * (1.25 if resident < 2 else 1.0),
-                special=cost.SWISH_SPECIAL * elements,
-                products=steps * pixels * PIXELS * cut.channels * p.depth if half else 0,
-                l2_bytes=(wide_rows * g.span + cut.channels) * p.depth * p.size,
-                alone=rests + 2000,
-            ),
-            cut,
-        )
+        several = [m for m in (2, 4, 8) if cut.layout != "wide" and m <= n]
+        for of_images in {cut.of_images(images) for images in (1, *several)}:
+            yield _cycles(n, p, of_images, g, multiprocessors), of_images
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a block does, for its images: rounds of outputs, steps, products of a warp, all of
+    them."""
+
+    rounds: int
+    steps: int
+    products: int
+
+    @classmethod
+    @functools.lru_cache(4096)
+    def of(cls, cut: Tiling, g: Geometry, p: Problem) -> Work:
+        rounds = steps = products = 0
+        for first in range(0, cut.rows, g.round_rows):
+            rounds += 1
+            top = first * p.s - p.top
+            made = 0 if first == 0 else p.k - p.s
+            end = (min(cut.rows - first, g.round_rows) - 1) * p.s + p.k
+            while made < end:
+                then = min(made + cut.step_rows, end)
+                inside = max(min(then, p.wide[0] - top) - max(made, -top), 0)
+                products += -(-cut.at_once * inside * g.span // PIXELS)
+                steps += 1
+                made = then
+        passes = cut.images // cut.at_once
+        return cls(passes * rounds, passes * steps, passes * products)
+
+
+# Of a warp's outputs, by layout and stride: instructions once, for a row of the kernel, and for 16
+# columns; passes through shared memory for a row of the kernel. Counted on the PTX machine, fitted
+# to 213 tilings of 19 layers; off by 7 %.
+_OUTPUTS = {
+    ("wide", 1): (114, 52, 262, 78),
+    ("wide", 2): (0, 100, 70, 77),
+    ("row16", 1): (0, 49, 795, 60),
+    ("row16", 2): (0, 212, 0, 73),
+    ("row8", 1): (0, 16, 587, 35),
+}
+
+
+def _cycles(n: int, p: Problem, cut: Tiling, g: Geometry, multiprocessors: int) -> float:
+    """Modelled, of a launch."""
+    groups = cut.channels // GROUP
+    warps = STEM_WARPS if p.is_stem else groups
+    work = Work.of(cut, g, p)
+    steps = 0 if p.is_stem else -(-p.depth // 16)
+    own = cut.channels / 48
+    made = work.products * own
+    count = 310 * warps + 9.5 * (1 + g.half_images) * g.image_bytes / 512
+    count += warps * (70 * work.rounds + 41 * work.steps)
+    count += made * (475 + 15 * steps)
+    passes = 33 * warps + 3 * (1 + g.half_images) * g.image_bytes / 512 + made * (42 + 22 * steps)
+    if p.is_stem:
+        copies = work.steps * p.cin * g.image_rows * g.image_units / 32
+        count += 60 * copies
+        passes += 32 * copies + 6 * work.products * -(-p.depth // 16)
+    once, row, sixteen, row_passes = _OUTPUTS[cut.layout, p.s]
+    pairs = -(-cut.columns // (2 * GROUP))  # a warp makes two of them at stride 1
+    tasks = work.rounds * groups * (-(-pairs // 2) if (cut.layout, p.s) == ("wide", 1) else pairs)
+    count += tasks * (once + row * p.k) + work.rounds * groups * pairs * sixteen
+    passes += tasks * row_passes * p.k
+    blocks = 2 if (cut.layout, p.s) == ("row16", 1) else 1  # of 8 x 16 outputs
+    outputs = work.rounds * groups * pairs * blocks * 16 * GROUP * GROUP
+    elements = work.products * PIXELS * cut.channels + outputs
+    row_tiles, column_tiles = -(-p.out[0] // cut.rows), -(-p.out[1] // cut.columns)
+    # Blocks beside it hide what a block waits for, at its barriers and copies.
+    resident = min(2 if warps == 6 else 1, (227 << 10) // (g.shared + 1024))
+    rests = work.steps * 1000 + -(-work.products // warps) * 600 + work.rounds * p.k * 300
+    return cost.cycles(
+        -(-n // cut.images) * row_tiles * column_tiles * -(-p.channels // cut.channels),
+        multiprocessors,
+        count * (1.2 if resident * warps < 12 else 1.0),
+        special=(1.75 if cut.layout == "wide" else 2) * elements,
+        products=work.products * PIXELS * cut.channels * p.depth + outputs * p.k * 16,
+        l2_bytes=(work.products * PIXELS + cut.channels) * p.depth * SIZE,
+        wavefronts=passes,
+        alone=rests + 2500,
+    )
 
 
 @functools.lru_cache(4096)
@@ -316,6 +409,28 @@ def tiling(n: int, problem: Problem, multiprocessors: int) -> Tiling:
 def tile_count(cut: Tiling, out: tuple[int, int]) -> int:
     """How many partial sums a launch writes for each channel of an image."""
     return -(-out[0] // cut.rows) * -(-out[1] // cut.columns)
+
+
+def blocks(cut: Tiling, n: int, channels: int, out: tuple[int, int]) -> int:
+    """Of a launch for n images."""
+    images = cut.of_images(cut.images).images
+    return -(-n // images) * tile_count(cut, out) * -(-channels // cut.channels)
+
+
+def variants(dtype: torch.dtype) -> Iterator[tuple[int, int, str, int]]:
+    """k, s, layout and planes of every kernel of a type, but the stem's."""
+    for k, s in WINDOWS:
+        layouts = LAYOUTS[s] if dtype.itemsize == SIZE else {"wide": in_float.PLANES}
+        for layout, planes in layouts.items():
+            yield from ((k, s, layout, n) for n in planes)
+
+
+def kernel_name(cut: Tiling, k: int, s: int, dtype: torch.dtype, is_stem: bool = False) -> str:
+    """Of the kernel for a tiling, and a window of k and s."""
+    if is_stem:
+        return f"stem_depthwise_k3s1_{suffix(dtype)}"
+    layout = f"{cut.layout}_" if dtype.itemsize == SIZE else ""
+    return f"expand_depthwise_k{k}s{s}_{layout}{cut.channels}_{suffix(dtype)}"
 
 
 def launch(
@@ -352,38 +467,27 @@ def launch(
         Other than :func:`tiling`'s.
     """
     weight, expand_bias, constants = packed
-    n, cin, image_h, image_w = x.shape
-    _, channels, out_h, out_w = y.shape
-    (k, _), (s, _) = window.kernel, window.stride
+    n, channels, out_h, out_w = y.shape
     problem = Problem.of(x, y, window, stem)
     cut = cut or tiling(n, problem, device.attributes["multiprocessor_count"])
-    g = Geometry.of(cut, problem)
-    chunks = -(-channels // cut.channels)
-    row_tiles, column_tiles = -(-out_h // cut.rows), -(-out_w // cut.columns)
-    arguments = Arguments(
-        depth=problem.depth, weight_depth=weight.shape[1],
-        channels=channels, padded_channels=constants.shape[1],
-        h=problem.wide[0], w=problem.wide[1], out_h=out_h, out_w=out_w,
-        top=window.padding[0], left=window.padding[1],
-        expand_act=expand_act, act=act,
-        chunks=Divisor.of(chunks), tiles=Divisor.of(row_tiles * column_tiles),
-        column_tiles=Divisor.of(column_tiles),
-        tile_rows=cut.rows, tile_columns=cut.columns, step_rows=cut.step_rows,
-        span=Divisor.of(g.span), units=Divisor.of(g.units), planes=Divisor.of(cut.planes),
-        ring_rows=Divisor.of(g.ring_rows), groups=Divisor.of(g.groups),
-        input_rows=g.input_rows, room=g.room, ring_columns=g.ring_columns,
-        ring_pitch=cut.planes * g.plane_bytes, plane_bytes=g.plane_bytes,
-        bias_offset=g.bias_offset, weight_offset=g.weight_offset,
-        input_offset=g.input_offset, ring_offset=g.ring_offset,
-    )  # fmt: skip
-    arguments.x_image, arguments.x_channel, arguments.x_row, arguments.x_pixel = x.strides
-    arguments.y_image, arguments.y_row, arguments.y_pixel = y.map_strides
-    if stem is not None:
-        arguments.channels_in = cin
-        arguments.image_h, arguments.image_w = image_h, image_w
-        arguments.stem_top, arguments.stem_left = stem.padding[:2]
-        arguments.image_units = Divisor.of(g.image_units)
-        arguments.image_rows = Divisor.of(g.image_rows)
+    if problem.size == SIZE:
+        arguments, threads, shared = _arguments(x, y, window, stem, problem, cut)
+        arguments.images, arguments.weight_depth = n, weight.shape[1]
+        stem_of = "expand_depthwise"
+    else:
+        arguments, threads, shared = in_float.arguments(x, y, window, problem, cut)
+        arguments.weight_depth, arguments.padded_channels = weight.shape[1], constants.shape[1]
+        stem_of = "expand_depthwise_float"
+    arguments.depth, arguments.channels = problem.depth, channels
+    arguments.h, arguments.w = problem.wide
+    arguments.out_h, arguments.out_w = out_h, out_w
+    arguments.top, arguments.left = window.padding[:2]
+    arguments.expand_act, arguments.act = expand_act, act
+    arguments.chunks = Divisor.of(-(-channels // cut.channels))
+    arguments.tiles = Divisor.of(tile_count(cut, (out_h, out_w)))
+    arguments.column_tiles = Divisor.of(-(-out_w // cut.columns))
+    arguments.tile_rows, arguments.tile_columns = cut.rows, cut.columns
+    arguments.step_rows = cut.step_rows
     named = {
         "x": x, "weight": weight, "expand_bias": expand_bias, "constants": constants, "y": y,
         "sums": sums,
@@ -391,12 +495,12 @@ def launch(
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
     for name, tensor in given.items():
         setattr(arguments, name, tensor.address)
-    name = f"expand_depthwise_k{k}s{s}_{cut.channels}" if stem is None else "stem_depthwise_k3s1"
+    name = kernel_name(cut, problem.k, problem.s, x.dtype, stem is not None)
     return Launch(
-        kernel(device, "expand_depthwise", f"{name}_{suffix(x.dtype)}"),
-        grid=(n * row_tiles * column_tiles * chunks,),
-        block=(THREADS,),
-        shared=g.shared,
+        kernel(device, stem_of, name),
+        grid=(blocks(cut, n, channels, (out_h, out_w)),),
+        block=(threads,),
+        shared=shared,
         arguments=(arguments,),
         regions=tuple(
             tensor.region(name, "w" if name in ("y", "sums") else "r")
@@ -404,3 +508,36 @@ def launch(
         ),
         alive=tuple(given.values()),
     )
+
+
+def _arguments(
+    x: DeviceTensor, y: DeviceTensor, window: Window, stem: Window | None, p: Problem, cut: Tiling
+) -> tuple[Arguments, int, int]:
+    """What is of half precision alone; threads of a block and its shared memory."""
+    g = Geometry.of(cut, p)
+    arguments = Arguments(
+        block_images=cut.of_images(cut.images).images,
+        round_rows=g.round_rows, span=Divisor.of(g.span), units=Divisor.of(g.x_units),
+        half_rows=g.half_rows, half_columns=g.half_columns, half_images=g.half_images,
+        window_left=g.window_left, window_columns=g.window_columns, tap_shift=g.tap_shift,
+        unit_bytes=g.unit_bytes, phase_bytes=g.phase_bytes, image_bytes=g.image_bytes,
+        half_bytes=g.half_bytes, bias_offset=g.bias_offset, places_offset=g.places_offset,
+        weight_offset=g.weight_offset, input_offset=g.input_offset, window_offset=g.window_offset,
+        input_rows=g.input_rows, window_units=g.window_units, fold=g.fold,
+    )  # fmt: skip
+    arguments.x_image, arguments.x_channel, arguments.x_row, arguments.x_pixel = x.strides
+    arguments.y_image, arguments.y_row, arguments.y_pixel = y.map_strides
+    warps = cut.channels // GROUP
+    if stem is not None:
+        warps = STEM_WARPS
+        arguments.channels_in = x.shape[1]
+        arguments.image_h, arguments.image_w = x.shape[2:]
+        skips = _skips_first(stem)
+        arguments.stem_top, arguments.stem_left = stem.padding[0], stem.padding[1] + skips
+        arguments.stem_skips_first = skips
+        n, channel, row, pixel = x.strides
+        whole = all(stride * SIZE % 16 == 0 for stride in (n, channel, row))
+        arguments.image_is_aligned = pixel == 1 and whole and x.address % 16 == 0
+        arguments.image_units = Divisor.of(g.image_units)
+        arguments.image_rows = Divisor.of(g.image_rows)
+    return arguments, 32 * warps, g.shared

@@ -174,7 +174,7 @@ def report(
     languages : sequence of str
         Of the kernels to choose from; all by default.
     count : bool
-        Whether to run one image on the PTX machine and count.
+        Whether to run images on the PTX machine and count.
 
     Raises
     ------
@@ -194,8 +194,11 @@ def report(
         engine = GpuEngine(plan, home, dtype, batch)
         choices = engine.choices(batch)
         counts: list[Counts] = []
+        # As many images as fill a block of every launch.
+        images = min(batch, max(t.images for c in choices for t in c.options[0].tasks))
         if count:
-            x = torch.randn(1, image_channels(model), *plan.size, dtype=torch.float32).to(dtype)
+            shape = (images, image_channels(model), *plan.size)
+            x = torch.randn(shape, dtype=torch.float32).to(dtype)
             device.take_counts()
             engine.run(x)
             device.synchronize()
@@ -211,7 +214,7 @@ def report(
         others = {o.name: 1e6 * o.seconds for o in choice.options[1:]}
         for task in choice.options[0].tasks:
             counted = counts[len(rows)] if counts else None
-            rows.append(_row(task, others, counted, batch, target, constants))
+            rows.append(_row(task, others, counted, images, batch, target, constants))
     in_torch = sum(not stage.native for stage in plan.stages)
     return PlanReport(
         name, target, str(dtype).removeprefix("torch."), batch, plan.size, tuple(rows), in_torch,
@@ -223,6 +226,7 @@ def _row(
     task: Task,
     others: dict[str, float],
     counts: Counts | None,
+    images: int,
     batch: int,
     target: Target,
     constants: set[int],
@@ -230,13 +234,13 @@ def _row(
     row: dict[str, Any] = {}
     if counts is not None:
         shared = sum(t.all.dram_bytes for t in counts.tensors if t.base in constants)
-        dram = counts.traffic.dram_bytes - shared + shared / batch
+        dram = (counts.traffic.dram_bytes - shared) / images + shared / batch
         seconds, limit = cost.roofline(counts, target, dram * batch, task.blocks)
         moves = counts.classes["move"].warp
         row = {
             "dram_bytes": dram,
-            "l2_bytes": counts.traffic.l2_bytes,
-            "instructions": counts.warp_instructions - moves,
+            "l2_bytes": counts.traffic.l2_bytes / images,
+            "instructions": (counts.warp_instructions - moves) // images,
             "counted_us": 1e6 * seconds,
             "limit": limit,
         }

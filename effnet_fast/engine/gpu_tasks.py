@@ -65,6 +65,7 @@ class Task:
     blocks : of the grid.
     bytes : of DRAM, for the batch: every operand once.
     seconds : modelled.
+    images : of a block: a launch for fewer has blocks that are not full.
     """
 
     operator: str
@@ -77,6 +78,7 @@ class Task:
     blocks: int
     bytes: int
     seconds: float
+    images: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +270,7 @@ class _Lowering:
         cycles: float,
         blocks: int,
         cut: str = "",
+        images: int = 1,
     ) -> Task:
         """``specs`` are of what it writes, ``weights`` its bytes of constants."""
         names = tuple(self.name(name) for name in reads if name is not None)
@@ -278,7 +281,9 @@ class _Lowering:
         seconds = max(cycles / self.target.clock, total / self.target.dram)
         seconds += cost.LAUNCH_SECONDS
         writes = tuple(specs)
-        return Task(operator, language, node, cut, names, writes, make, blocks, total, seconds)
+        return Task(
+            operator, language, node, cut, names, writes, make, blocks, total, seconds, images
+        )
 
     def element_cycles(self, elements: float, each: float) -> float:
         """Of a kernel that spreads over the GPU."""
@@ -341,7 +346,7 @@ class _Lowering:
         def make(device: Device, t: Tensors, w: Weights) -> Launch:
             packed = w.get(
                 (node.name, operator),
-                lambda: cuda_expand.pack(first.weight, first.bias, node.weight, node.bias),
+                lambda: cuda_expand.pack(first.weight, first.bias, node.weight, node.bias, stem),
             )
             return cuda_expand.launch(
                 device, t[self.name(first.x)], packed, t[node.name], window, *acts,
@@ -351,8 +356,8 @@ class _Lowering:
         task = self.task(
             operator, "cuda", node.name, make, (first.x,), specs,
             first.weight.nbytes + 4 * (window.kernel[0] ** 2 + 1) * channels, cycles,
-            self.batch * tiles * -(-channels // cut.channels),
-            f"{cut.rows}x{cut.columns}x{cut.channels} outputs, {cut.step_rows} rows a step",
+            cuda_expand.blocks(cut, self.batch, channels, tuple(out)), str(cut),
+            cut.images,
         )  # fmt: skip
         return self.with_totals(operator, node, (task,), specs, sums)
 

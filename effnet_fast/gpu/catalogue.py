@@ -188,16 +188,19 @@ def _pointwise_example(
 
 # As B0 has them: cin, size of the input; the stem's 3 channels and 224 pixels.
 EXPAND = {(3, 1): (24, 56), (3, 2): (16, 112), (5, 1): (40, 28), (5, 2): (24, 56)}
+EXPAND_NARROW = {"row16": (80, 14), "row8": (192, 7)}
 
 
 def _expand_example(
-    dtype: torch.dtype, k: int, stride: int, planes: int
+    dtype: torch.dtype, k: int, stride: int, cut: expand_depthwise.Tiling
 ) -> Callable[[Device, CompiledKernel], Launch]:
+    """``cut`` is of the kernel's layout and planes."""
+
     def example(device: Device, _: CompiledKernel) -> Launch:
-        cin, size = EXPAND[k, stride]
+        cin, size = EXPAND_NARROW.get(cut.layout, EXPAND[k, stride])
         window = Window((k, k), (stride, stride), (1, 1), (k // 2,) * 4)
         x = _operand(device, (1, cin, size, size), dtype)
-        return _expand_launch(device, x, (6 * cin, cin, 1, 1), window, planes)
+        return _expand_launch(device, x, (6 * cin, cin, 1, 1), window, cut.planes)
 
     return example
 
@@ -228,7 +231,7 @@ def _expand_launch(
     _, cut = min((pair for pair in found if pair[1].planes == planes), key=lambda pair: pair[0])
     constants = side.pack(
         torch.randn(weight).to(x.dtype), torch.randn(channels),
-        torch.randn(channels, 1, k, k) / k, torch.randn(channels),
+        torch.randn(channels, 1, k, k) / k, torch.randn(channels), stem,
     )  # fmt: skip
     packed = tuple(DeviceTensor.upload(device, t) for t in constants)
     sums = _output(device, (1, side.tile_count(cut, y.shape[2:]), channels), torch.float32)
@@ -303,9 +306,11 @@ def _cuda() -> Iterator[CatalogueEntry]:
             name = f"squeeze_excite_{images}_{suffix(dtype)}"
             example = _squeeze_example("cuda", dtype, images)
             yield _cuda_entry("squeeze_excite", name, example)
-        for (k, s), planes in itertools.product(EXPAND, expand_depthwise.PLANES):
-            name = f"expand_depthwise_k{k}s{s}_{16 * planes}_{suffix(dtype)}"
-            yield _cuda_entry("expand_depthwise", name, _expand_example(dtype, k, s, planes))
+        stem = "expand_depthwise" if dtype.itemsize == 2 else "expand_depthwise_float"
+        for k, s, layout, planes in expand_depthwise.variants(dtype):
+            cut = expand_depthwise.Tiling(1, 1, 1, planes, layout)
+            name = expand_depthwise.kernel_name(cut, k, s, dtype)
+            yield _cuda_entry(stem, name, _expand_example(dtype, k, s, cut))
         if dtype != torch.float32:
             name = f"stem_depthwise_k3s1_{suffix(dtype)}"
             yield _cuda_entry("expand_depthwise", name, _stem_depthwise_example(dtype))

@@ -32,6 +32,7 @@ def cycles(
     special: float = 0.0,
     products: float = 0.0,
     l2_bytes: float = 0.0,
+    wavefronts: float = 0.0,
     alone: float = 0.0,
 ) -> float:
     """Cycles of a launch.
@@ -39,12 +40,15 @@ def cycles(
     Parameters
     ----------
     blocks, multiprocessors : int
-    instructions, special, products, l2_bytes : float
-        Of a block: of its warps, results of its threads, of its products, bytes that it reads.
+    instructions, special, products, l2_bytes, wavefronts : float
+        Of a block: of its warps, results of its threads, of its products, bytes that it reads,
+        passes through shared memory.
     alone : float
         Cycles of a block that has a multiprocessor for itself.
     """
-    busy = max(instructions / ISSUE, special / SPECIAL, products / PRODUCTS, l2_bytes / L2_BYTES)
+    busy = max(
+        instructions / ISSUE, special / SPECIAL, products / PRODUCTS, l2_bytes / L2_BYTES, wavefronts
+    )
     return max(-(-blocks // multiprocessors) * busy, alone)
 
 

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[1] / "kernels"
 STEMS = (
     "depthwise_conv",
     "expand_depthwise",
+    "expand_depthwise_float",
     "fused_mbconv",
     "pointwise_conv",
     "squeeze_excite",
