@@ -520,7 +520,7 @@ class Outputs {
     }
     unroll<kGroup>([&](auto channel) {
       constexpr int c = decltype(channel)::value;
-      __syncwarp();  // or taps of all channels are loaded first, and spilled
+
       const float bias = __uint_as_float(constants[c * kWords + Shape::K * kTapWords<Shape::K>]);
 #pragma unroll
       for (int i = 0; i < kPairs * Shape::kBlocks; ++i) {
@@ -530,6 +530,7 @@ class Outputs {
       unroll<Shape::K>([&](auto row) {
         constexpr int k = decltype(row)::value;
         constexpr int kOffset = k / Shape::S * kRow<kChannels> + c * 16;
+        if (k % 3 == 0) __syncwarp();  // or taps of all channels are loaded first, and spilled
         uint32_t tap[Shape::kShifts];
 #pragma unroll
         for (int i = 0; i < Shape::kShifts; ++i) {
@@ -566,6 +567,7 @@ class Outputs {
   __device__ void store(const ExpandDepthwise& p, int rows, int columns, T* y,
                         float (&sums)[kGroup]) {
     const Activation<kIsSwish, Shape::kPaired, 4> act(static_cast<Act>(p.act));
+    __syncwarp();
     const int row = lane_of_thread() / 4, column = lane_of_thread() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < Shape::kBlocks; ++i) {
@@ -577,14 +579,16 @@ class Outputs {
           x[c] = sum_[c][kHalf / 2 * Shape::kBlocks + i][kHalf % 2 * 2 + e];
         }
         act.apply(x);
-        if (row >= rows || column + 8 * i + e >= columns) continue;
-        Vector<T> v;
+        if (row < rows && column + 8 * i + e < columns) {
+          Vector<T> v;
 #pragma unroll
-        for (int c = 0; c < kGroup; ++c) {
-          sums[c] += x[c];
-          if (c % 2 == 0) store_two(v.at + c, x[c], x[c + 1]);
+          for (int c = 0; c < kGroup; ++c) {
+            sums[c] += x[c];
+            if (c % 2 == 0) store_two(v.at + c, x[c], x[c + 1]);
+          }
+          store_vector(y, v);
         }
-        store_vector(y + (8 * i + e) * p.y_pixel, v);
+        y += e == 0 ? p.y_pixel : 7 * p.y_pixel;
       }
     }
   }
@@ -611,6 +615,42 @@ __device__ float reduce(float (&x)[kGroup], unsigned& channel) {
   return x[0];
 }
 
+// The thread's number, for what depends on it not to be kept in registers from the kernel's begin
+// on, and spilled.
+__device__ inline unsigned thread_anew() {
+  unsigned thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+// Stores the sums of a warp's lanes over the tile's outputs of an image, and clears them.
+template <int kWarps, int kGroups>
+__device__ void store_sums(const ExpandDepthwise& p, const volatile Tile& t, int image,
+                           float (&sums)[kGroup], float* scratch) {
+  constexpr int kSplit = kWarps / kGroups;
+  const unsigned thread = thread_anew();
+  const unsigned warp = thread / 32, group = warp % kGroups;
+  unsigned channel;
+  float total = reduce(sums, channel);
+  bool is_mine = thread % 4 == 0;
+  if constexpr (kSplit > 1) {
+    if (is_mine) scratch[warp * kGroup + channel] = total;
+    __syncthreads();
+    is_mine = is_mine && warp < kGroups;
+    if (is_mine) {
+      total = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kSplit; ++i) total += scratch[(i * kGroups + group) * kGroup + channel];
+    }
+  }
+  channel += group * kGroup;
+  if (is_mine && p.sums != nullptr && static_cast<int>(channel) < t.channels) {
+    p.sums[int64_t{image} * p.tiles.divisor * p.channels + t.sums + channel] = total;
+  }
+#pragma unroll
+  for (int c = 0; c < kGroup; ++c) sums[c] = 0.0f;
+}
+
 template <class T, class Shape, int kWarps, int kPlanes, bool kIsStem>
 __device__ void expand_depthwise(const ExpandDepthwise& p) {
   constexpr int kThreads = kWarps * 32, kChannels = kPlanes * 16, kGroups = kChannels / kGroup;
@@ -619,7 +659,10 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   constexpr int kWords = kConstants<Shape::K>;
   extern __shared__ __align__(128) char shared[];
   __shared__ float scratch[kSplit > 1 ? kWarps * kGroup : 1];
-  const Tile t = tile_of_block<Shape, kChannels>(p);
+  // In shared memory, for it is a dozen registers.
+  __shared__ Tile t;
+  if (threadIdx.x == 0) t = tile_of_block<Shape, kChannels>(p);
+  __syncthreads();
   char* const window = shared + p.window_offset;
   Place* const places = reinterpret_cast<Place*>(shared + p.places_offset);
   const auto stage = [&](const Round& round, int begin, int image) {
@@ -642,42 +685,14 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   __syncthreads();
   stage(Round::of<Shape>(p, t, 0), 0, t.image);
 
-  const unsigned lane = lane_of_thread(), group = warp_of_thread() % kGroups;
-  const int channel = group * kGroup;
-  const bool has_channels = channel < t.channels;
-  const uint32_t* const constants = reinterpret_cast<const uint32_t*>(shared) + channel * kWords;
-  const uint32_t own = shared_address(window) + channel * 16;
-  const int pairs = p.half_columns > 0 ? (t.columns + 15) / 16 : 1;
   const int64_t half_pitch = int64_t{p.half_rows} * p.y_row + int64_t{p.half_columns} * p.y_pixel +
                              p.half_images * p.y_image;
   float sums[kGroup] = {};
-  const auto store_sums = [&](int image) {
-    unsigned number;
-    float total = reduce(sums, number);
-    bool is_mine = has_channels && lane % 4 == 0;
-    if constexpr (kSplit > 1) {
-      if (is_mine) scratch[warp_of_thread() * kGroup + number] = total;
-      __syncthreads();
-      is_mine = is_mine && warp_of_thread() < kGroups;
-      if (is_mine) {
-        total = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kSplit; ++i) total += scratch[(i * kGroups + group) * kGroup + number];
-      }
-    }
-    if (is_mine && p.sums != nullptr) {
-      p.sums[int64_t{image} * p.tiles.divisor * p.channels + t.sums + channel + number] = total;
-    }
-#pragma unroll
-    for (int c = 0; c < kGroup; ++c) sums[c] = 0.0f;
-  };
+  // Of wide maps a block has one.
+  const int end_image = Shape::kImages == 1 ? t.image + 1 : t.end_image;
 #pragma unroll 1
-  for (int image = t.image; image < t.end_image; image += 1 + p.half_images) {
+  for (int image = t.image; image < end_image; image += 1 + p.half_images) {
     const int images = min(t.end_image - image, 1 + p.half_images);
-    T* const y = static_cast<T*>(p.y) + image * p.y_image +
-                 int64_t{t.row + static_cast<int>(lane / 4)} * p.y_row +
-                 int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel +
-                 channel;
 #pragma unroll 1
     for (int first = 0; first < t.rows; first += p.round_rows) {
       const Round round = Round::of<Shape>(p, t, first);
@@ -704,18 +719,27 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
         } else if (!is_last) {
           const Round next = Round::of<Shape>(p, t, first + p.round_rows);
           stage(next, next.begin, image);
-        } else if (image + images < t.end_image) {
+        } else if (image + images < end_image) {
           stage(Round::of<Shape>(p, t, 0), 0, image + images);
         }
       }
-      if (has_channels) {
+      const unsigned thread = thread_anew(), lane = thread % 32;
+      const int group = thread / 32 % kGroups, channel = group * kGroup;
+      if (channel < t.channels) {
+        const uint32_t* const constants =
+            reinterpret_cast<const uint32_t*>(shared) + channel * kWords;
+        T* const y = static_cast<T*>(p.y) + image * p.y_image +
+                     int64_t{t.row + first + static_cast<int>(lane / 4)} * p.y_row +
+                     int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel +
+                     channel;
+        const int pairs = p.half_columns > 0 ? (t.columns + 15) / 16 : 1;
 #pragma unroll 1
-        for (int pair = warp_of_thread() / kGroups * Shape::kPairs; pair < pairs;
+        for (int pair = thread / (32 * kGroups) * Shape::kPairs; pair < pairs;
              pair += kSplit * Shape::kPairs) {
           Outputs<T, Shape, kChannels> outputs;
-          outputs.multiply(p, own, pair, constants);
+          outputs.multiply(p, shared_address(window) + channel * 16, pair, constants);
           int rows = t.rows - first, columns = t.columns - pair * 16;
-          T* to = y + int64_t{first} * p.y_row + int64_t{pair * 16} * p.y_pixel;
+          T* to = y + int64_t{pair * 16} * p.y_pixel;
           unroll<2 * Shape::kPairs>([&](auto index) {
             constexpr int kHalf = decltype(index)::value;
             if (kHalf > 0 && (columns <= 0 || (p.half_images > 0 && kHalf >= images))) return;
@@ -725,7 +749,9 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
               outputs.template store<kHalf, false>(p, rows, columns, to, sums);
             }
             to += half_pitch, rows -= p.half_rows, columns -= p.half_columns;
-            if (Shape::kImages > 1 && p.half_images > 0) store_sums(image + kHalf);
+            if (Shape::kImages > 1 && p.half_images > 0) {
+              store_sums<kWarps, kGroups>(p, t, image + kHalf, sums, scratch);
+            }
           });
         }
       }
@@ -734,7 +760,7 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
         slide<Shape, kThreads, kChannels>(p, window);
       }
     }
-    if (p.half_images == 0) store_sums(image);
+    if (p.half_images == 0) store_sums<kWarps, kGroups>(p, t, image, sums, scratch);
   }
 }
 
