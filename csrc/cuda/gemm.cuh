@@ -122,6 +122,16 @@ __device__ void gate_pair(uint32_t& x, uint32_t& rest, uint32_t g) {
   rest = reinterpret_cast<const uint32_t&>(left_out);
 }
 
+// What a warp's kM rows are multiplied with, in shared memory: for each column a number, the same
+// for all rows, or another from `rows` elements on for those of each 8.
+template <class T, int kM>
+struct Gate {
+  const T* values;
+  int rows[kM / 8] = {};
+
+  __device__ Gate(const T* all = nullptr) : values(all) {}
+};
+
 // A warp's sums: kM rows of a, kN of b.
 template <class T, int kM, int kN>
 class WarpTile {
@@ -131,24 +141,24 @@ class WarpTile {
   static constexpr int kRun = 2;  // adjacent sums of a thread
 
   // Adds the products of columns [kStep step, kStep step + kStep) of the tiles that begin at a and
-  // b; with kIsGated of a times `gate`, one number for each of the columns, in shared memory.
+  // b; with kIsGated of a times the gate, from one of its columns on.
   template <bool kIsGated>
-  __device__ void multiply(const char* a, const char* b, unsigned step, const T* gate) {
+  __device__ void multiply(const char* a, const char* b, unsigned step, const Gate<T, kM>& gate,
+                           int column = 0) {
     const unsigned lane = lane_of_thread();
     const char* const from = a + step_offset(offset_a(), step);
     uint32_t fa[kM / 16][4], rest[kM / 16][4];
 #pragma unroll
     for (int m = 0; m < kM / 16; ++m) load_matrices(fa[m], from + 16 * m * kRowBytes);
     if (kIsGated) {
-      uint32_t g[2];  // columns of the registers 0 and 1, and of 2 and 3
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        g[i] = *reinterpret_cast<const uint32_t*>(gate + 8 * i + lane % 4 * 2);
-      }
+      const T* const own = gate.values + column + lane % 4 * 2;
 #pragma unroll
       for (int m = 0; m < kM / 16; ++m) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) gate_pair<T>(fa[m][i], rest[m][i], g[i / 2]);
+        for (int i = 0; i < 4; ++i) {
+          const T* const at = own + gate.rows[2 * m + i % 2] + i / 2 * 8;
+          gate_pair<T>(fa[m][i], rest[m][i], *reinterpret_cast<const uint32_t*>(at));
+        }
       }
     }
     multiply_fragments<kIsGated>(fa, rest, b, step);
@@ -227,13 +237,14 @@ class WarpTile<float, kM, kN> {
   static constexpr int kRun = 1;
 
   template <bool kIsGated>
-  __device__ void multiply(const char* a, const char* b, unsigned step, const float* gate) {
+  __device__ void multiply(const char* a, const char* b, unsigned step, const Gate<float, kM>& gate,
+                           int column = 0) {
     const unsigned down = lane_of_thread() / 8, across = threadIdx.x % 8;
 #pragma unroll
     for (int u = 0; u < kStep / 4; ++u) {
       const unsigned unit = kStep / 4 * step + u;
       float g[4];
-      if (kIsGated) load_quad(gate + 4 * u, g);
+      if (kIsGated) load_quad(gate.values + column + 4 * u, g);
       float w[kN / 8][4];
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
@@ -272,14 +283,19 @@ class BlockProduct {
  public:
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
   static constexpr int kTileBytes = (kM + kN) * kRowBytes;
+  static constexpr int kWarpRows = kM / kWarpsM;
+  // The first of the rows, every 8, that a lane has in half precision.
+  __device__ static int first_row() {
+    return warp_of_thread() % kWarpsM * kWarpRows + lane_of_thread() / 4;
+  }
   static constexpr int kPitch = kN + 8;  // of sums in shared memory: no bank conflicts
   static constexpr int kRowsAtOnce = kThreads / kRowUnits;  // a thread copies one unit of each row
 
   // The products of `depth` columns. stage(tile, to) copies the inputs of columns from kDepth tile
   // on, of weights [kN][weight_depth] the first `rows` rows are there.
   template <bool kIsGated, class StageInputs>
-  __device__ void multiply(int depth, const T* weights, int weight_depth, int rows, const T* gate,
-                           char* shared, StageInputs stage) {
+  __device__ void multiply(int depth, const T* weights, int weight_depth, int rows,
+                           const Gate<T, kM / kWarpsM>& gate, char* shared, StageInputs stage) {
     const unsigned columns = depth, tiles = (columns + kDepth<T> - 1) / kDepth<T>;
     const unsigned warp = warp_of_thread();
     const unsigned warp_m = warp % kWarpsM, warp_n = warp / kWarpsM % kWarpsN;
@@ -317,7 +333,7 @@ class BlockProduct {
       for (unsigned step = warp_k; step < steps; step += kWarpsK) {
         tile_.template multiply<kIsGated>(a + warp_m * (kM / kWarpsM) * kRowBytes,
                                           a + (kM + warp_n * (kN / kWarpsN)) * kRowBytes, step,
-                                          gate + tile * kDepth<T> + step * kStep);
+                                          gate, tile * kDepth<T> + step * kStep);
       }
     }
     __syncthreads();
@@ -357,12 +373,13 @@ class BlockProduct {
 };
 
 // A warp has 32 rows, and in half precision 64 columns where there are as many: a row is loaded,
-// and gated, once for all of them. effnet_fast/cuda/gemm.py counts the same threads.
+// and gated, once for all of them. Of large tiles two are in shared memory, or 99 KB would not do.
+// effnet_fast/cuda/gemm.py counts the same threads and tiles.
 template <class T>
 constexpr int kWarpColumns = sizeof(T) == 2 ? 64 : 32;
 template <class T, int kM, int kN, int kWarpsK = 1>
-using TileProduct =
-    BlockProduct<T, kM, kN, kM / 32, (kN + kWarpColumns<T> - 1) / kWarpColumns<T>, kWarpsK>;
+using TileProduct = BlockProduct<T, kM, kN, kM / 32, (kN + kWarpColumns<T> - 1) / kWarpColumns<T>,
+                                 kWarpsK, (kM + kN > 192 ? 2 : 3)>;
 // Resident on a multiprocessor: 12 warps, of at most 168 registers a thread.
 template <class Product>
 constexpr int kResident = 384 / Product::kThreads;

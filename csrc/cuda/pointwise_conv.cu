@@ -26,13 +26,25 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   extern __shared__ __align__(128) char shared[];
   const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
 
-  T* gate = reinterpret_cast<T*>(shared + p.gate_offset);
+  Gate<T, Product::kWarpRows> gate(reinterpret_cast<T*>(shared + p.gate_offset));
   if (kIsGated) {
-    const T* from = static_cast<const T*>(p.gate) + o.image * p.cin;
+    // Pixels may be those of several images.
+    const unsigned first = divide(o.pixel, p.gate_pixels);
+    const unsigned last = divide(o.pixel + o.pixels - 1, p.gate_pixels);
+    const T* from = static_cast<const T*>(p.gate) + (o.image + first) * p.cin;
+    T* to = reinterpret_cast<T*>(shared + p.gate_offset);
     const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < padded; i += kThreads) {
-      gate[i] = i < p.cin ? from[i] : round_to<T>(0.0f);
+    for (unsigned image = first; image <= last; ++image, from += p.cin, to += padded) {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < padded; i += kThreads) {
+        to[i] = i < p.cin ? from[i] : round_to<T>(0.0f);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Product::kWarpRows / 8; ++i) {
+      const int pixel = o.pixel + min(Product::first_row() + 8 * i, o.pixels - 1);
+      gate.rows[i] = (divide(pixel, p.gate_pixels) - first) * padded;
     }
   }
 
@@ -114,7 +126,7 @@ extern "C" {
   EFFNET_FAST_TILE(128, 64, 1, name, T)                                           \
   EFFNET_FAST_TILE(64, 64, 1, name, T)                                            \
   EFFNET_FAST_TILE(64, 128, 1, name, T)                                           \
-  EFFNET_FAST_TILE(32, 32, 4, name, T)
+  EFFNET_FAST_TILE(128, 128, 1, name, T) EFFNET_FAST_TILE(32, 32, 4, name, T)
 
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)

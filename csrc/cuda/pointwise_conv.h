@@ -14,6 +14,7 @@ struct PointwiseConv {
   int32_t x_row, x_pixel;
   int32_t cin, weight_depth, pixels;
   Divisor channel_tiles, tiles;  // blocks: [image][tile of pixels][tile of channels]
+  Divisor gate_pixels;           // of an image, where `pixels` are those of several
   int32_t gate_offset;           // bytes, in shared memory
   int32_t x_is_aligned;          // all pixels, to 16 bytes
   Epilogue out;

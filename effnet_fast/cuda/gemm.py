@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 ROW_BYTES = 128  # of a tile of a matrix
-STAGES = 3  # tiles of both matrices, on their way or in use
 
 
-def stages_bytes(rows: int, depth: int, size: int, stages: int = STAGES) -> int:
+def stages_bytes(rows: int, depth: int, size: int, stages: int | None = None) -> int:
     """Shared memory for tiles of so many rows, of matrices with rows of so many elements."""
+    stages = stages or (2 if rows > 192 else 3)  # on their way or in use
     return min(stages, -(-depth * size // ROW_BYTES)) * rows * ROW_BYTES
 
 

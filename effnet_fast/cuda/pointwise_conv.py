@@ -19,9 +19,11 @@ from effnet_fast.gpu.packing import pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-__all__ = ["Tiling", "cycles", "launch", "mean", "pack", "tiles", "tiling"]
+__all__ = ["Tiling", "cycles", "joins", "launch", "mean", "pack", "tiles", "tiling"]
 
 MEAN_THREADS = 128
+MOST_PIXELS = 1 << 30  # of a map
+SHARED = 99 << 10  # bytes of a block, on an sm_86, which has the least
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -53,7 +55,10 @@ class Tiling:
     split: int = 1
 
 
-VARIANTS = (Tiling(128, 32), Tiling(128, 64), Tiling(64, 64), Tiling(64, 128), Tiling(32, 32, 4))
+VARIANTS = (
+    Tiling(128, 32), Tiling(128, 64), Tiling(64, 64), Tiling(64, 128), Tiling(128, 128),
+    Tiling(32, 32, 4),
+)  # fmt: skip
 
 
 class Arguments(ctypes.Structure):
@@ -64,7 +69,7 @@ class Arguments(ctypes.Structure):
         ("x_image", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("x_row", "x_pixel")),
         *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "pixels")),
-        *((name, Divisor) for name in ("channel_tiles", "tiles")),
+        *((name, Divisor) for name in ("channel_tiles", "tiles", "gate_pixels")),
         *((name, ctypes.c_int32) for name in ("gate_offset", "x_is_aligned")),
         ("out", Epilogue),
     ]
@@ -124,10 +129,16 @@ def tiling(
     return min(VARIANTS, key=lambda cut: (cycles(cut.m, cut.n, *arguments), cut.m * cut.n))
 
 
+def joins(dtype: torch.dtype, has_sums: bool) -> bool:
+    """Whether a launch takes the pixels of a batch, if they lie so, for those of one image: its last
+    tiles are not full, of every image's."""
+    return dtype.itemsize == 2 and not has_sums
+
+
 def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None) -> int:
     """How many partial sums a launch writes for each channel of an image."""
     h, w = x.shape[2:]
-    return -(-h * w // (cut or _tiling(device, x, cout)).m)
+    return -(-h * w // (cut or _tiling(device, x, cout, True)).m)
 
 
 def launch(
@@ -166,19 +177,27 @@ def launch(
     weight, bias = packed
     cout, depth = weight.shape
     size = x.dtype.itemsize
-    cut = cut or _tiling(device, x, cout)
-    pixels, blocks = h * w, (-(-h * w // cut.m), -(-cout // cut.n))
-    # Rows that follow each other without a gap are one.
+    cut = cut or _tiling(device, x, cout, sums is not None)
+    pixels = h * w
+    # Rows that follow each other without a gap are one, and so are images, but for sums.
     strides = [t.map_strides for t in (x, residual, y) if t is not None]
     joined = h == 1 or all(row == w * pixel for _, row, pixel in strides)
     gate_offset = max(stages_bytes(cut.m + cut.n, cin, size), sums_bytes(cut.m, cut.n))
+    padded = -(-cin * size // ROW_BYTES) * ROW_BYTES
+    own, gates = pixels, 0 if gate is None else 1  # of an image; images of a block's pixels
+    if joins(x.dtype, sums is not None) and n * pixels < MOST_PIXELS and n > 1:
+        several = gates * min((cut.m - 2) // own + 2, n)
+        adjacent = joined and all(image == pixels * pixel for image, _, pixel in strides)
+        if adjacent and gate_offset + several * padded <= SHARED:
+            n, pixels, gates = 1, n * pixels, several
+    blocks = (-(-pixels // cut.m), -(-cout // cut.n))
     image, row, pixel = x.map_strides
     arguments = Arguments(
         x=x.address, weight=weight.address, gate=address(gate),
         x_image=image, x_row=row, x_pixel=pixel,
         cin=cin, weight_depth=depth, pixels=pixels,
         channel_tiles=Divisor.of(blocks[1]), tiles=Divisor.of(blocks[0]),
-        gate_offset=gate_offset, x_is_aligned=x.has_aligned_pixels(16),
+        gate_pixels=Divisor.of(own), gate_offset=gate_offset, x_is_aligned=x.has_aligned_pixels(16),
         out=Epilogue.of(cout, act, bias, y, residual, sums, pixels if joined else w),
     )  # fmt: skip
     named = {
@@ -187,14 +206,13 @@ def launch(
     }  # fmt: skip
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
     gated = "_gated" if gate is not None else ""
-    padded = -(-cin * size // ROW_BYTES) * ROW_BYTES
     return Launch(
         kernel(
             device, "pointwise_conv", f"pointwise_conv{gated}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
         ),
         grid=(n * blocks[0] * blocks[1],),
         block=(threads(cut.m, cut.n, size, cut.split),),
-        shared=gate_offset + (padded if gate is not None else 0),
+        shared=gate_offset + gates * padded,
         arguments=(arguments,),
         regions=tuple(
             tensor.region(name, "w" if name in ("y", "sums") else "r")
@@ -218,6 +236,7 @@ def mean(device: Device, sums: DeviceTensor, y: DeviceTensor, pixels: int) -> La
     )  # fmt: skip
 
 
-def _tiling(device: Device, x: DeviceTensor, cout: int) -> Tiling:
+def _tiling(device: Device, x: DeviceTensor, cout: int, has_sums: bool) -> Tiling:
     n, cin, h, w = x.shape
-    return tiling(n, h * w, cin, cout, x.dtype, device.attributes["multiprocessor_count"])
+    images, pixels = (1, n * h * w) if joins(x.dtype, has_sums) else (n, h * w)
+    return tiling(images, pixels, cin, cout, x.dtype, device.attributes["multiprocessor_count"])

@@ -10,7 +10,7 @@ from effnet_fast.gpu.packing import pack_squeeze_excite as pack
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-__all__ = ["launch", "pack"]
+__all__ = ["images_of_block", "launch", "pack"]
 
 THREADS = 256
 SHARED = 48 << 10  # bytes, without a function attribute
@@ -35,6 +35,7 @@ def launch(
     gate: DeviceTensor,
     act: Act,
     gate_act: Act,
+    images: int | None = None,
 ) -> Launch:
     """Compute gate = gate_act(w2 act(w1 mean + b1) + b2).
 
@@ -50,12 +51,16 @@ def launch(
     gate : DeviceTensor
         (N, C), contiguous, of the weights' type.
     act, gate_act : Act
+    images : int, optional
+        Of a block, other than :func:`images_of_block` says.
     """
     n, tiles, c = sums.shape
     w1, b1, w2, b2 = packed
     squeezed = w1.shape[0]
     quad = 4 * w1.dtype.itemsize
-    images = _images(n, c, squeezed, device.attributes["multiprocessor_count"])
+    images = images or images_of_block(
+        n, c, squeezed, device.attributes["multiprocessor_count"]
+    )
     arguments = Arguments(
         sums=sums.address, w1=w1.address, b1=0 if b1 is None else b1.address,
         w2=w2.address, b2=0 if b2 is None else b2.address, gate=gate.address,
@@ -79,10 +84,10 @@ def launch(
     )
 
 
-def _images(n: int, c: int, squeezed: int, multiprocessors: int) -> int:
-    """Images of a block: as many as leave no multiprocessor without one."""
+def images_of_block(n: int, c: int, squeezed: int, multiprocessors: int) -> int:
+    """As many as leave few multiprocessors without a block: they share the weights that it reads."""
     for images in (4, 2):
-        if n >= images * multiprocessors and _shared(images, c, squeezed) <= SHARED:
+        if 8 * n >= 7 * images * multiprocessors and _shared(images, c, squeezed) <= SHARED:
             return images
     return 1
 

@@ -467,11 +467,14 @@ class _Lowering:
         for language in self.languages:
             side = host_side(language, "pointwise_conv")
             multiprocessors = self.target.multiprocessors
-            arguments = (self.batch, pixels, cin, cout, self.dtype, multiprocessors)
+            images, own = self.batch, pixels
+            if side.joins(self.dtype, node.pool):
+                images, own = 1, self.batch * pixels
+            arguments = (images, own, cin, cout, self.dtype, multiprocessors)
             cut = side.tiling(*arguments)
             cycles = cuda_pointwise.cycles(cut.m, cut.n, *arguments, gated=node.gate is not None)
             tiles = -(-pixels // cut.m)
-            blocks = self.batch * tiles * -(-cout // cut.n)
+            blocks = images * -(-own // cut.m) * -(-cout // cut.n)
             partial = f"{node.name}:tiles"
             specs = {node.name: y}
             if node.pool:
@@ -526,8 +529,17 @@ class _Lowering:
         spec = self.spec_of(node.name)
         for language in self.languages:
             side = host_side(language, "squeeze_excite")
+            squeezed, c = node.w1.shape[:2]
+            options = {}
+            if language == "cuda":
+                options["images"] = side.images_of_block(
+                    self.batch, c, squeezed, self.target.multiprocessors
+                )
+            images = options.get("images", 1)
 
-            def make(device: Device, t: Tensors, w: Weights, side=side) -> Launch:
+            def make(
+                device: Device, t: Tensors, w: Weights, side=side, options=options
+            ) -> Launch:
                 packed = w.get(
                     (node.name, side), lambda: side.pack(node.w1, node.b1, node.w2, node.b2)
                 )
@@ -536,15 +548,17 @@ class _Lowering:
                     n, c = sums.shape
                     sums = replace(sums, shape=(n, 1, c), strides=(c, c, 1))
                 return side.launch(
-                    device, sums, step.pixels, packed, flat(t[node.name]), node.act, node.gate_act
-                )
+                    device, sums, step.pixels, packed, flat(t[node.name]), node.act, node.gate_act,
+                    **options,
+                )  # fmt: skip
 
             # Every block reads all weights; some 8 bytes a cycle while nothing else runs.
             own = 2 * node.w1.nbytes / 16 + 3000
-            cycles = -(-self.batch // (4 * self.target.multiprocessors)) * own
+            blocks = -(-self.batch // images)
+            cycles = -(-blocks // (4 * self.target.multiprocessors)) * own
             task = self.task(
                 "squeeze_excite", language, node.name, make, (node.sums,), {node.name: spec},
-                2 * node.w1.nbytes, cycles, self.batch,
+                2 * node.w1.nbytes, cycles, blocks, images=images,
             )  # fmt: skip
             yield Option(f"squeeze_excite ({language})", (task,), {node.name: spec})
 

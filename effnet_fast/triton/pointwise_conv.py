@@ -210,6 +210,12 @@ def compiled_mean(capability: int, dtype: torch.dtype) -> CompiledKernel:
     )  # fmt: skip
 
 
+def joins(dtype: torch.dtype, has_sums: bool) -> bool:
+    """Whether a launch takes the pixels of a batch for those of one image: never."""
+    return False
+
+
+
 @functools.lru_cache(4096)
 def tiling(
     n: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
