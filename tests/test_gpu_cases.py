@@ -6,8 +6,7 @@ import gpu_cases as cases
 import pytest
 import torch
 
-from effnet_fast.cuda import expand_depthwise
-from effnet_fast.cuda.pointwise_conv import VARIANTS
+from effnet_fast.cuda import expand_depthwise, pointwise_conv
 from effnet_fast.errors import BackendError
 from effnet_fast.gpu.catalogue import select
 
@@ -41,9 +40,12 @@ def test_stem_depthwise(dtype):
     run("stem_depthwise_k3s1", dtype, cases.stem_cases(dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("cut", VARIANTS, ids=lambda cut: f"{cut.m}x{cut.n}")
+@pytest.mark.parametrize(
+    "dtype, cut",
+    [(dtype, cut) for dtype in DTYPES for cut in pointwise_conv.variants(dtype)],
+    ids=lambda value: f"{value.m}x{value.n}" if hasattr(value, "m") else str(value),
+)
 def test_pointwise_conv(cut, gated, dtype):
     name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}"
     run(name, dtype, cases.pointwise_cases("cuda", dtype, cut, gated))

@@ -15,8 +15,7 @@ from test_gpu_mutants import targets
 
 import effnet_fast
 from effnet_fast import errors, ops
-from effnet_fast.cuda import expand_depthwise
-from effnet_fast.cuda.pointwise_conv import VARIANTS
+from effnet_fast.cuda import expand_depthwise, pointwise_conv
 from effnet_fast.gpu import Device
 from effnet_fast.verify import FLOORS, relative_error
 
@@ -64,7 +63,7 @@ def kernels():
         for variant in expand_depthwise.variants(dtype):
             name = "-".join(("expand_depthwise", *map(str, variant), str(dtype)))
             yield name, lambda v=variant, d=dtype: cases.expand_cases(*v, d)
-        for cut in VARIANTS:
+        for cut in pointwise_conv.variants(dtype):
             for gated in (False, True):
                 name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}-{dtype}"
                 yield name, lambda c=cut, g=gated, d=dtype: cases.pointwise_cases("cuda", d, c, g)

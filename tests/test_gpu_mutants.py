@@ -14,8 +14,7 @@ import pytest
 import torch
 from ptx_mutants import ORDERS, Mutant, mutants
 
-from effnet_fast.cuda import expand_depthwise
-from effnet_fast.cuda.pointwise_conv import VARIANTS
+from effnet_fast.cuda import expand_depthwise, pointwise_conv
 from effnet_fast.errors import BackendError, GpuError, KernelFault
 from effnet_fast.gpu import fat_binary
 from effnet_fast.gpu.catalogue import select
@@ -95,7 +94,7 @@ def targets() -> Iterable[Target]:
                 yield Target(kernel, "cuda", expand_cases, quick and (k, layout) == (3, "row16"))
         if dtype == HALF:
             for gated in (False, True):
-                cut = VARIANTS[-1]
+                cut = pointwise_conv.variants(dtype)[-1]
                 kernel = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}_{name}"
                 pointwise_cases = functools.partial(
                     cases.pointwise_cases, "cuda", dtype, cut, gated

@@ -54,7 +54,8 @@ __device__ inline int64_t offset_of(unsigned pixel, const Divisor& columns, int 
 // sectors.
 template <class T, int kThreads, int kN, int kPitch>
 __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outputs) {
-  constexpr int kQuad = 4, kQuads = kN / kQuad;
+  constexpr int kQuad = 4, kQuads = kN / kQuad, kRows = kThreads / kQuads;  // at once
+  const int row = threadIdx.x / kQuads;  // of kRows; a few threads may be left over
   const int quad = threadIdx.x % kQuads * kQuad, channel = o.channel + quad;
   const Act act = static_cast<Act>(e.act);
   float bias[kQuad], sum[kQuad] = {};
@@ -65,8 +66,8 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
   const T* residual = static_cast<const T*>(e.residual) + o.image * e.r_image + channel;
   T* y = static_cast<T*>(e.y) + o.image * e.y_image + channel;
 #pragma unroll 1
-  for (int r = threadIdx.x / kQuads; r < o.pixels; r += kThreads / kQuads) {
-    if (quad >= o.channels) break;
+  for (int r = row; r < o.pixels; r += kRows) {
+    if (quad >= o.channels || row >= kRows) break;
     float out[kQuad];
     load_quad(outputs + r * kPitch + quad, out);
 #pragma unroll
@@ -98,14 +99,14 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
   }
   if (e.sums == nullptr) return;
   // Where the thread's own first row was.
-  store_quad(outputs + threadIdx.x / kQuads * kPitch + quad, sum);
+  if (row < kRows) store_quad(outputs + row * kPitch + quad, sum);
   __syncthreads();
   static_assert(kN <= kThreads);
   const int c = threadIdx.x;
   if (c < o.channels) {
     float total = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kThreads / kQuads; ++i) total += outputs[i * kPitch + c];
+    for (int i = 0; i < kRows; ++i) total += outputs[i * kPitch + c];
     e.sums[o.tile * e.cout + o.channel + c] = total;
   }
 }

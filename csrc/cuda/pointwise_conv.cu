@@ -24,7 +24,14 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   using Product = TileProduct<T, kM, kN, kWarpsK>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
-  const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
+  Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
+  // The rows from half_rows on may be another image's.
+  const int half_rows = p.half_rows;
+  if (half_rows < kM) o.image *= 2, o.tile *= 2;
+  const bool has_second = half_rows < kM && o.image + 1 < p.images;
+  const auto is_inside = [&](int r) {
+    return r < half_rows ? r < o.pixels : has_second && r - half_rows < o.pixels;
+  };
 
   Gate<T, Product::kWarpRows> gate(reinterpret_cast<T*>(shared + p.gate_offset));
   if (kIsGated) {
@@ -57,8 +64,10 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   const T* from[kCopies];
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int pixel = min(row + i * kRows, o.pixels - 1);
-    from[i] = x + offset_of(o.pixel + pixel, p.out.columns, p.x_row, p.x_pixel);
+    int pixel = row + i * kRows;
+    from[i] = x;
+    if (pixel >= half_rows) pixel -= half_rows, from[i] += has_second ? p.x_image : 0;
+    from[i] += offset_of(o.pixel + min(pixel, o.pixels - 1), p.out.columns, p.x_row, p.x_pixel);
   }
   Product product;
   product.template multiply<kIsGated>(
@@ -71,15 +80,17 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
           for (int i = 0; i < kCopies; ++i) {
             const int r = row + i * kRows;
             copy_async(to + own + i * kRows * kRowBytes, from[i] + column,
-                       r < o.pixels ? left * static_cast<int>(sizeof(T)) : 0);
+                       is_inside(r) ? left * static_cast<int>(sizeof(T)) : 0);
           }
         } else {
 #pragma unroll 1
           for (int r = row; r < kM; r += kRows) {
             const T* at = x + column;
-            if (r < o.pixels) at += offset_of(o.pixel + r, p.out.columns, p.x_row, p.x_pixel);
-            *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) =
-                load_unit(at, r < o.pixels ? left : 0);
+            const bool inside = is_inside(r), second = r >= half_rows;
+            const int pixel = o.pixel + r - (second ? half_rows : 0);
+            if (inside) at += offset_of(pixel, p.out.columns, p.x_row, p.x_pixel);
+            if (second && inside) at += p.x_image;
+            *reinterpret_cast<uint4*>(to + unit_offset(r, unit)) = load_unit(at, inside ? left : 0);
           }
         }
       });
@@ -87,6 +98,11 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   product.store(outputs);
 
   finish_outputs<T, kThreads, kN, Product::kPitch>(p.out, o, outputs);
+  if (has_second) {
+    ++o.tile;
+    finish_outputs<T, kThreads, kN, Product::kPitch>(p.out, o,
+                                                     outputs + half_rows * Product::kPitch);
+  }
 }
 
 constexpr int kMeanThreads = 128;
@@ -130,7 +146,9 @@ extern "C" {
 
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)
+EFFNET_FAST_TILE(128, 96, 1, float16, __half)
 EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
+EFFNET_FAST_TILE(128, 96, 1, bfloat16, __nv_bfloat16)
 
 #undef EFFNET_FAST_ALL
 #undef EFFNET_FAST_TILE

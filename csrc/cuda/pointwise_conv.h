@@ -12,7 +12,8 @@ struct PointwiseConv {
   const void* gate;    // [image][cin]
   int64_t x_image;
   int32_t x_row, x_pixel;
-  int32_t cin, weight_depth, pixels;
+  int32_t cin, weight_depth, pixels, images;
+  int32_t half_rows;             // of a tile, for one of two images; all, where it has one
   Divisor channel_tiles, tiles;  // blocks: [image][tile of pixels][tile of channels]
   Divisor gate_pixels;           // of an image, where `pixels` are those of several
   int32_t gate_offset;           // bytes, in shared memory

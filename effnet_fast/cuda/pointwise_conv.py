@@ -19,7 +19,10 @@ from effnet_fast.gpu.packing import pack_rows
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-__all__ = ["Tiling", "cycles", "joins", "launch", "mean", "pack", "tiles", "tiling"]
+__all__ = [
+    "Tiling", "cycles", "images_of_tile", "joins", "launch", "mean", "pack", "tiles", "tiling",
+    "variants",
+]  # fmt: skip
 
 MEAN_THREADS = 128
 MOST_PIXELS = 1 << 30  # of a map
@@ -55,10 +58,12 @@ class Tiling:
     split: int = 1
 
 
-VARIANTS = (
-    Tiling(128, 32), Tiling(128, 64), Tiling(64, 64), Tiling(64, 128), Tiling(128, 128),
-    Tiling(32, 32, 4),
-)  # fmt: skip
+def variants(dtype: torch.dtype) -> tuple[Tiling, ...]:
+    """The tiles that there are."""
+    sizes = [(128, 32), (128, 64), (64, 64), (64, 128), (128, 128)]
+    if dtype.itemsize == 2:
+        sizes.append((128, 96))
+    return (*(Tiling(m, n) for m, n in sizes), Tiling(32, 32, 4))
 
 
 class Arguments(ctypes.Structure):
@@ -68,7 +73,10 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("x", "weight", "gate")),
         ("x_image", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("x_row", "x_pixel")),
-        *((name, ctypes.c_int32) for name in ("cin", "weight_depth", "pixels")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("cin", "weight_depth", "pixels", "images", "half_rows")
+        ),
         *((name, Divisor) for name in ("channel_tiles", "tiles", "gate_pixels")),
         *((name, ctypes.c_int32) for name in ("gate_offset", "x_is_aligned")),
         ("out", Epilogue),
@@ -85,6 +93,7 @@ def cycles(
     dtype: torch.dtype,
     multiprocessors: int,
     gated: bool = False,
+    pooled: bool = False,
 ) -> float:
     """What a launch with tiles of m pixels x n channels takes, modelled: of an H100's clock.
 
@@ -95,10 +104,12 @@ def cycles(
         Images, pixels of an image, channels of the input and of the output.
     dtype : torch.dtype
     multiprocessors : int
-    gated : bool
+    gated, pooled : bool
+        Whether x is gated; whether y is made into sums.
     """
     size, half = dtype.itemsize, dtype.itemsize == 2
-    blocks = images * -(-pixels // m) * -(-cout // n)
+    of_block = images_of_tile(m, images, pixels, dtype) if pooled else 1
+    blocks = -(-images // of_block) * -(-pixels // m) * -(-cout // n)
     steps, tiles = -(-cin // 16), -(-cin * size // ROW_BYTES)
     split = 4 if m * n == 1024 else 1
     warps = threads(m, n, size, split) // 32
@@ -122,17 +133,29 @@ def cycles(
 
 @functools.lru_cache(4096)
 def tiling(
-    images: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
+    images: int,
+    pixels: int,
+    cin: int,
+    cout: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    gated: bool = False,
+    pooled: bool = False,
 ) -> Tiling:
     """The tile with the fewest modelled cycles; arguments as of :func:`cycles`."""
-    arguments = (images, pixels, cin, cout, dtype, multiprocessors)
-    return min(VARIANTS, key=lambda cut: (cycles(cut.m, cut.n, *arguments), cut.m * cut.n))
+    arguments = (images, pixels, cin, cout, dtype, multiprocessors, gated, pooled)
+    return min(variants(dtype), key=lambda cut: (cycles(cut.m, cut.n, *arguments), cut.m * cut.n))
 
 
 def joins(dtype: torch.dtype, has_sums: bool) -> bool:
     """Whether a launch takes the pixels of a batch, if they lie so, for those of one image: its last
     tiles are not full, of every image's."""
     return dtype.itemsize == 2 and not has_sums
+
+
+def images_of_tile(m: int, images: int, pixels: int, dtype: torch.dtype) -> int:
+    """Whose sums a tile of m pixels makes: of two that have half as many at most."""
+    return 2 if dtype.itemsize == 2 and m == 128 and 2 * pixels <= m and images > 1 else 1
 
 
 def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None) -> int:
@@ -190,12 +213,13 @@ def launch(
         adjacent = joined and all(image == pixels * pixel for image, _, pixel in strides)
         if adjacent and gate_offset + several * padded <= SHARED:
             n, pixels, gates = 1, n * pixels, several
+    of_tile = 1 if sums is None else images_of_tile(cut.m, n, pixels, x.dtype)
     blocks = (-(-pixels // cut.m), -(-cout // cut.n))
     image, row, pixel = x.map_strides
     arguments = Arguments(
         x=x.address, weight=weight.address, gate=address(gate),
         x_image=image, x_row=row, x_pixel=pixel,
-        cin=cin, weight_depth=depth, pixels=pixels,
+        cin=cin, weight_depth=depth, pixels=pixels, images=n, half_rows=cut.m // of_tile,
         channel_tiles=Divisor.of(blocks[1]), tiles=Divisor.of(blocks[0]),
         gate_pixels=Divisor.of(own), gate_offset=gate_offset, x_is_aligned=x.has_aligned_pixels(16),
         out=Epilogue.of(cout, act, bias, y, residual, sums, pixels if joined else w),
@@ -210,7 +234,7 @@ def launch(
         kernel(
             device, "pointwise_conv", f"pointwise_conv{gated}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
         ),
-        grid=(n * blocks[0] * blocks[1],),
+        grid=(-(-n // of_tile) * blocks[0] * blocks[1],),
         block=(threads(cut.m, cut.n, size, cut.split),),
         shared=gate_offset + gates * padded,
         arguments=(arguments,),
@@ -239,4 +263,5 @@ def mean(device: Device, sums: DeviceTensor, y: DeviceTensor, pixels: int) -> La
 def _tiling(device: Device, x: DeviceTensor, cout: int, has_sums: bool) -> Tiling:
     n, cin, h, w = x.shape
     images, pixels = (1, n * h * w) if joins(x.dtype, has_sums) else (n, h * w)
-    return tiling(images, pixels, cin, cout, x.dtype, device.attributes["multiprocessor_count"])
+    multiprocessors = device.attributes["multiprocessor_count"]
+    return tiling(images, pixels, cin, cout, x.dtype, multiprocessors, pooled=has_sums)

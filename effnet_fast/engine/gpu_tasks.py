@@ -471,10 +471,14 @@ class _Lowering:
             if side.joins(self.dtype, node.pool):
                 images, own = 1, self.batch * pixels
             arguments = (images, own, cin, cout, self.dtype, multiprocessors)
-            cut = side.tiling(*arguments)
-            cycles = cuda_pointwise.cycles(cut.m, cut.n, *arguments, gated=node.gate is not None)
+            kind = {"gated": node.gate is not None, "pooled": node.pool}
+            cut = side.tiling(*arguments, **(kind if language == "cuda" else {}))
+            cycles = cuda_pointwise.cycles(cut.m, cut.n, *arguments, **kind)
+            of_tile = 1
+            if node.pool and language == "cuda":
+                of_tile = side.images_of_tile(cut.m, images, own, self.dtype)
             tiles = -(-pixels // cut.m)
-            blocks = images * -(-own // cut.m) * -(-cout // cut.n)
+            blocks = -(-images // of_tile) * -(-own // cut.m) * -(-cout // cut.n)
             partial = f"{node.name}:tiles"
             specs = {node.name: y}
             if node.pool:
@@ -496,7 +500,7 @@ class _Lowering:
 
             task = self.task(
                 "pointwise_conv", language, node.name, make, (node.x, node.gate, node.residual),
-                specs, node.weight.nbytes, cycles, blocks, f"{cut.m}x{cut.n}",
+                specs, node.weight.nbytes, cycles, blocks, f"{cut.m}x{cut.n}", of_tile,
             )  # fmt: skip
             tasks = [task]
             if node.pool:

@@ -324,7 +324,7 @@ def _cuda() -> Iterator[CatalogueEntry]:
             name = f"fused_mbconv_project_{cut.m}x{cut.n}_{suffix(dtype)}"
             example = _fused_example("cuda", dtype, cut.n - 16)
             yield _cuda_entry("fused_mbconv", name, example)
-        for tile, gated in itertools.product(pointwise_conv.VARIANTS, (False, True)):
+        for tile, gated in itertools.product(pointwise_conv.variants(dtype), (False, True)):
             name = f"pointwise_conv{'_gated' * gated}_{tile.m}x{tile.n}_{suffix(dtype)}"
             layer = "project" if gated else "expand"
             example = _pointwise_example("cuda", layer, dtype, tile)
