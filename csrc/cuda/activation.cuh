@@ -25,17 +25,22 @@ __device__ inline float sigmoid(float x) {
 
 __device__ inline float swish(float x) { return x * sigmoid(x); }
 
-// The swish of two numbers with one reciprocal, of the product of both denominators: three results
-// of the special-function unit instead of four. Below -43.7, where swish is less than 5e-18, the
-// exponential is 2^63, that the product be finite. A NaN makes both NaN.
-__device__ inline void swish_pair(float& x, float& y) {
-  constexpr float kLog2E = 1.44269504f, kMost = 63.0f;
-  float u, v;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(u) : "f"(-kLog2E * x), "f"(kMost));
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(-kLog2E * y), "f"(kMost));
-  u = 1.0f + exp2_approx(u), v = 1.0f + exp2_approx(v);
-  const float r = reciprocal_approx(u * v);
-  x *= r * v, y *= r * u;
+// The swish of four numbers with one reciprocal, of the product of the denominators: five results
+// of the special-function unit instead of eight, ten more instructions. Below -21.5, where swish is
+// less than 1e-8, the exponential is 2^31, that the product be finite. A NaN makes all of them NaN.
+__device__ inline void swish_four(float (&x)[4]) {
+  constexpr float kLog2E = 1.44269504f, kMost = 31.0f;
+  float u[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(-kLog2E * x[i]), "f"(kMost));
+    u[i] = 1.0f + exp2_approx(z);
+  }
+  const float low = u[0] * u[1], high = u[2] * u[3], r = reciprocal_approx(low * high);
+  const float of_low = r * high, of_high = r * low;
+  x[0] *= of_low * u[1], x[1] *= of_low * u[0];
+  x[2] *= of_high * u[3], x[3] *= of_high * u[2];
 }
 
 // A NaN stays one, which fmaxf and fminf would make a number of.

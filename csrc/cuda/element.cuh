@@ -70,6 +70,20 @@ __device__ inline void load_quad(const __nv_bfloat16* p, float (&x)[4]) {
   x[2] = __uint_as_float(v.y << 16), x[3] = __uint_as_float(v.y & 0xffff0000u);
 }
 
+// Two elements in a register.
+template <class T>
+__device__ uint32_t two_of(float x, float y);
+template <>
+__device__ inline uint32_t two_of<__half>(float x, float y) {
+  const __half2 two = __floats2half2_rn(x, y);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+template <>
+__device__ inline uint32_t two_of<__nv_bfloat16>(float x, float y) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(x, y);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+
 // Two elements, aligned to their size.
 __device__ inline void store_two(__half* p, float x, float y) {
   *reinterpret_cast<__half2*>(p) = __floats2half2_rn(x, y);

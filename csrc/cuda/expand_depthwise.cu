@@ -26,7 +26,8 @@
 //
 //   window: [image][row % S][unit][row / S][channel]; a product has rows S apart
 //
-// Infinities and NaNs of the wide map spread to the outputs of their product.
+// Infinities and NaNs spread to all outputs of their product, and a stem's to those of the windows
+// beside theirs.
 #include "activation.cuh"
 #include "expand_depthwise.h"
 #include "gemm.cuh"
@@ -54,16 +55,17 @@ constexpr int kRow = (kChannels + 1) * 16;
 //
 //   kUnits: of inputs that 8 outputs see
 //   kBlocks: of 8 outputs that the same units make, where they are all that a row has
-template <int kK, int kS, int kUnits_, int kBlocks_>
+//   kShares: see Activation; of no use where products or their inputs take more than swishes
+template <int kK, int kS, int kUnits_, int kBlocks_, bool kShares_ = false>
 struct Shape {
   static constexpr int K = kK, S = kS, kUnits = kUnits_, kBlocks = kBlocks_;
+  static constexpr bool kShares = kShares_;
   static constexpr int kShifts = kUnits + kBlocks - 1;  // between a unit and 8 outputs
   // Whether a second half can be of another image, with sums of its own.
   static constexpr int kImages = kUnits > S&& kBlocks == 1 ? 1 : 2;
   // Whether what is beside the last of an odd number of columns is skipped, or has to be cleared.
   static constexpr bool kSkipsLast = kImages > 1 && kBlocks == 1;
-  // Of four swishes: in narrow maps products and their inputs take more than the swishes.
-  static constexpr int kPaired = kImages == 1 ? 2 : 0;
+
   static constexpr int kPairs = kImages == 1 && S == 1 ? 2 : 1;  // of 8 columns of outputs
 };
 
@@ -289,17 +291,16 @@ __device__ void stage_image(const ExpandDepthwise& p, const Tile& t, const Round
 }
 
 // The products of the stem's weights with a warp's pixels. Rows of both matrices are
-// [channel][row][4]: two columns of a kernel are a register. One of the four is none, the first
-// where that makes the others begin at an even column of the image. `places` are the step's,
-// `image` where the first's window is.
+// [channel][row][4]: two columns of a kernel are a register. One of the four has a weight of zero,
+// the first where that makes the others begin at an even column of the image. `places` are the
+// step's, `image` where the first's window is, `offsets` bytes to each channel and row of a kernel.
 template <class T, class Product>
 __device__ void multiply_stem(const ExpandDepthwise& p, const char* image, const Place* places,
-                              unsigned first, unsigned pixels, uint32_t weights, Product& product) {
+                              const int* offsets, unsigned first, unsigned pixels, uint32_t weights,
+                              Product& product) {
   constexpr int kTiles = kPixels / 8, kSteps = kStemGroups / 4;
   const unsigned lane = lane_of_thread(), pair = lane % 2;
-  const uint32_t mask =
-      pair == (p.stem_skips_first ? 0 : 1) ? (p.stem_skips_first ? 0xffff0000u : 0xffffu) : ~0u;
-  const int pitch = p.image_units.divisor * 16;
+  offsets += lane % 4 / 2;
   image += lane / 4 % 2 * kStemStride * sizeof(T) + pair * 4;
   const char* from[kTiles];
 #pragma unroll
@@ -311,47 +312,33 @@ __device__ void multiply_stem(const ExpandDepthwise& p, const char* image, const
     uint32_t b[kTiles / 2][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int offsets[2];  // of a channel and row of a kernel, of which a lane has one
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int group = 4 * step + 2 * half + i, channel = group / kStemKernel;
-        // Beyond the last weights are 0; the first is there.
-        offsets[i] = channel < p.channels_in
-                         ? (channel * p.image_rows.divisor + group % kStemKernel) * pitch
-                         : 0;
-      }
-      const int offset = lane % 4 / 2 == 0 ? offsets[0] : offsets[1];
+      const int offset = offsets[4 * step + 2 * half];
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        b[n / 2][n % 2 * 2 + half] = *reinterpret_cast<const uint32_t*>(from[n] + offset) & mask;
+        b[n / 2][n % 2 * 2 + half] = *reinterpret_cast<const uint32_t*>(from[n] + offset);
       }
     }
     product.multiply_columns(step_offset(weights, step), b);
   }
 }
 
-// Swish, or a clamp that is relu, relu6 or nothing. Of kOf numbers kPaired are swished two by two,
-// which takes an instruction more than alone, but results of the special-function unit less.
-template <bool kIsSwish, int kPaired, int kOf>
+// Swish, or a clamp that is relu, relu6 or nothing. With kShares every other four swishes share a
+// reciprocal: more instructions, fewer results of the special-function unit.
+template <bool kIsSwish, bool kShares>
 struct Activation {
   float low, high;
 
   __device__ explicit Activation(Act act)
       : low(act == Act::kNone ? -__builtin_huge_valf() : 0.0f),
         high(act == Act::kRelu6 ? 6.0f : __builtin_huge_valf()) {}
-  // In place; two adjacent numbers are of the same pixel.
-  template <int kCount>
-  __device__ void apply(float (&x)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kCount; i += 2) {
-      if (kIsSwish && i % kOf < kPaired) {
-        swish_pair(x[i], x[i + 1]);
-      } else if (kIsSwish) {
-        x[i] = swish(x[i]), x[i + 1] = swish(x[i + 1]);
-      } else {
-        x[i] = clamp(x[i], low, high), x[i + 1] = clamp(x[i + 1], low, high);
-      }
+  // In place; `turn` counts the fours before.
+  __device__ void apply(float (&x)[4], int turn) const {
+    if (kIsSwish && kShares && turn % 2 == 0) {
+      swish_four(x);
+      return;
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = kIsSwish ? swish(x[i]) : clamp(x[i], low, high);
   }
 };
 
@@ -360,14 +347,18 @@ struct Activation {
 template <class T, class Shape, bool kIsSwish, class Product>
 __device__ void store_wide(const ExpandDepthwise& p, const Place* places, unsigned first,
                            unsigned own, unsigned pixels, Product& product, char* window) {
-  const Activation<kIsSwish, Shape::kPaired, 4> act(static_cast<Act>(p.expand_act));
+  const Activation<kIsSwish, Shape::kShares> act(static_cast<Act>(p.expand_act));
+  // From the lane's first pixel on: how many there are, and of the second image.
+  const int own_first = first + Product::column(0), left = pixels - own_first;
+  const int second = pixels - own;
+  places += own_first / 2;
 #pragma unroll
   for (int n = 0; n < Product::kRuns; ++n) {
-    unsigned index = first + Product::column(n);
-    if (index >= pixels) continue;
+    if (8 * n >= left) break;
     char* to = window;
-    if (Shape::kImages > 1 && index >= own) index -= own, to += p.image_bytes;
-    const uint32_t place = places[index / 2].window;
+    const Place* at = places + 4 * n;
+    if (Shape::kImages > 1 && 8 * n >= left - second) at -= own / 2, to += p.image_bytes;
+    const uint32_t place = at->window;
     if (place == Place::kNowhere) continue;
     to += place;
 #pragma unroll
@@ -375,7 +366,7 @@ __device__ void store_wide(const ExpandDepthwise& p, const Place* places, unsign
       // Two channels of each of two pixels.
       float x[4] = {product.run(i, n)[0], product.run(i + 1, n)[0], product.run(i, n)[1],
                     product.run(i + 1, n)[1]};
-      act.apply(x);
+      act.apply(x, n + i / 2);
       store_two(reinterpret_cast<T*>(to + i * kGroup * 16), x[0], x[2]);
       store_two(reinterpret_cast<T*>(to + (i + 1) * kGroup * 16), x[1], x[3]);
     }
@@ -413,7 +404,8 @@ __device__ void expand(const ExpandDepthwise& p, const Tile& t, const Step& step
       for (int n = 0; n < Product::kRuns; ++n) product.run(i, n)[0] = product.run(i, n)[1] = b;
     }
     if constexpr (kIsStem) {
-      multiply_stem<T>(p, stem_window, places, first, pixels, weights, product);
+      multiply_stem<T>(p, stem_window, places, reinterpret_cast<const int*>(shared + p.stem_offset),
+                       first, pixels, weights, product);
     } else {
       uint32_t a = weights;
       uint32_t b = shared_address(inputs) + (first >> p.fold) * kRowBytes + offset_b;
@@ -566,27 +558,27 @@ class Outputs {
   template <int kHalf, bool kIsSwish>
   __device__ void store(const ExpandDepthwise& p, int rows, int columns, T* y,
                         float (&sums)[kGroup]) {
-    const Activation<kIsSwish, Shape::kPaired, 4> act(static_cast<Act>(p.act));
+    const Activation<kIsSwish, Shape::kShares> act(static_cast<Act>(p.act));
     __syncwarp();
     const int row = lane_of_thread() / 4, column = lane_of_thread() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < Shape::kBlocks; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        float x[kGroup];
+        float x[2][4];
 #pragma unroll
         for (int c = 0; c < kGroup; ++c) {
-          x[c] = sum_[c][kHalf / 2 * Shape::kBlocks + i][kHalf % 2 * 2 + e];
+          x[c / 4][c % 4] = sum_[c][kHalf / 2 * Shape::kBlocks + i][kHalf % 2 * 2 + e];
         }
-        act.apply(x);
+        act.apply(x[0], 0), act.apply(x[1], 1);
         if (row < rows && column + 8 * i + e < columns) {
-          Vector<T> v;
+          uint32_t v[4];
 #pragma unroll
           for (int c = 0; c < kGroup; ++c) {
-            sums[c] += x[c];
-            if (c % 2 == 0) store_two(v.at + c, x[c], x[c + 1]);
+            sums[c] += x[c / 4][c % 4];
+            if (c % 2 == 0) v[c / 2] = two_of<T>(x[c / 4][c % 4], x[c / 4][c % 4 + 1]);
           }
-          store_vector(y, v);
+          *reinterpret_cast<uint4*>(y) = make_uint4(v[0], v[1], v[2], v[3]);
         }
         y += e == 0 ? p.y_pixel : 7 * p.y_pixel;
       }
@@ -677,6 +669,13 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
     }
   };
   make_places<Shape, kThreads, kChannels, kIsStem>(p, t, places);
+  if (kIsStem && threadIdx.x < kStemGroups) {
+    const int channel = threadIdx.x / kStemKernel, row = threadIdx.x % kStemKernel;
+    // Beyond the last weights are 0; the first is there.
+    const int at = channel < p.channels_in ? channel * p.image_rows.divisor + row : 0;
+    reinterpret_cast<int*>(shared + p.stem_offset)[threadIdx.x] =
+        at * static_cast<int>(p.image_units.divisor) * 16;
+  }
   stage_constants<T, kThreads, kChannels, kWords>(p, t, shared);
 #pragma unroll 1
   for (int i = threadIdx.x * 16; i < (1 + p.half_images) * p.image_bytes; i += kThreads * 16) {
@@ -766,15 +765,17 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
 
 // Of maps of any width; of at most 16 columns, with as many outputs or half; of at most 8.
 template <int K>
-using Wide = Shape<K, 1, 2, 1>;
+using Wide = Shape<K, 1, 2, 1, true>;
 template <int K>
-using WideHalved = Shape<K, 2, 3, 1>;
+using WideHalved = Shape<K, 2, 3, 1, true>;
 template <int K>
 using Row16 = Shape<K, 1, 2, 2>;
 template <int K>
 using Row16Halved = Shape<K, 2, 2, 1>;
 template <int K>
 using Row8 = Shape<K, 1, 1, 1>;
+
+using OfStem = Shape<3, 1, 2, 1>;
 
 using float16 = __half;
 using bfloat16 = __nv_bfloat16;
@@ -805,7 +806,7 @@ extern "C" {
 #define EFFNET_FAST_TYPE(T) \
   EFFNET_FAST_ALL(3, T)     \
   EFFNET_FAST_ALL(5, T)     \
-  EFFNET_FAST_KERNEL(stem_depthwise_k3s1, T, Wide<3>, 8, 1, 2, true)
+  EFFNET_FAST_KERNEL(stem_depthwise_k3s1, T, OfStem, 8, 1, 2, true)
 
 EFFNET_FAST_TYPE(float16)
 EFFNET_FAST_TYPE(bfloat16)

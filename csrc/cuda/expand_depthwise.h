@@ -44,7 +44,8 @@ struct ExpandDepthwise {
   int32_t input_rows, fold;
   // Of a stem: the image, and what a step needs of it in shared memory, in units of 8 elements.
   int32_t channels_in, image_h, image_w, stem_top, stem_left;
-  int32_t stem_skips_first;  // of four columns: stem_left is one more
+  int32_t stem_offset;  // in shared memory, of a table
+
   int32_t image_is_aligned;  // rows are adjacent elements, from a multiple of 16 bytes on
   Divisor image_units, image_rows;
 };

@@ -93,7 +93,7 @@ class Arguments(ctypes.Structure):
                 "unit_bytes", "phase_bytes", "image_bytes", "half_bytes",
                 "bias_offset", "places_offset", "weight_offset", "input_offset", "window_offset",
                 "input_rows", "fold",
-                "channels_in", "image_h", "image_w", "stem_top", "stem_left", "stem_skips_first",
+                "channels_in", "image_h", "image_w", "stem_top", "stem_left", "stem_offset",
                 "image_is_aligned",
             )
         ),
@@ -213,6 +213,7 @@ class Geometry:
     image_rows: int
     bias_offset: int
     places_offset: int
+    stem_offset: int
     weight_offset: int
     input_offset: int
     window_offset: int
@@ -257,7 +258,9 @@ class Geometry:
         image_units = -(-(span * STEM_STRIDE + 2 + 6) * SIZE // 16)
         bias = cut.channels * (p.k * (2 * p.k + 2) + 1) * 4
         places = bias + 4 * cut.channels
-        weight = -(-(places + round_inputs * span // 2 * 8) // 128) * 128
+        stem = places + round_inputs * span // 2 * 8
+        table = STEM_KERNEL * STEM_CHANNELS * 4 if p.is_stem else 0
+        weight = -(-(stem + table) // 128) * 128
         inputs = weight + tiles * cut.channels * ROW_BYTES
         window = inputs + (
             p.cin * image_rows * image_units * 16 if p.is_stem else tiles * input_rows * ROW_BYTES
@@ -265,7 +268,7 @@ class Geometry:
         return cls(
             span, x_units, round_rows, half_rows, half_columns, half_images, left, columns, p.s * units, shift,
             unit_bytes, phase_bytes, image_bytes, half_bytes, input_rows, fold, image_units, image_rows,
-            bias, places, weight, inputs, window, window + (1 + half_images) * image_bytes,
+            bias, places, stem, weight, inputs, window, window + (1 + half_images) * image_bytes,
         )  # fmt: skip
 
 
@@ -369,9 +372,9 @@ def _cycles(n: int, p: Problem, cut: Tiling, g: Geometry, multiprocessors: int) 
     own = cut.channels / 48
     made = work.products * own
     count = 310 * warps + 9.5 * (1 + g.half_images) * g.image_bytes / 512
-    count += warps * (70 * work.rounds + 41 * work.steps)
+    count += warps * (70 * work.rounds + 80 * work.steps)
     count += made * (475 + 15 * steps)
-    passes = 33 * warps + 3 * (1 + g.half_images) * g.image_bytes / 512 + made * (42 + 22 * steps)
+    passes = warps * (33 + 12 * work.steps) + 3 * (1 + g.half_images) * g.image_bytes / 512 + made * (42 + 22 * steps)
     if p.is_stem:
         copies = work.steps * p.cin * g.image_rows * g.image_units / 32
         count += 60 * copies
@@ -391,8 +394,8 @@ def _cycles(n: int, p: Problem, cut: Tiling, g: Geometry, multiprocessors: int) 
     return cost.cycles(
         -(-n // cut.images) * row_tiles * column_tiles * -(-p.channels // cut.channels),
         multiprocessors,
-        count * (1.2 if resident * warps < 12 else 1.0),
-        special=(1.75 if cut.layout == "wide" else 2) * elements,
+        count * (1 + max(12 - resident * warps, 0) / 40),
+        special=(1.625 if cut.layout == "wide" and not p.is_stem else 2) * elements,
         products=work.products * PIXELS * cut.channels * p.depth + outputs * p.k * 16,
         l2_bytes=(work.products * PIXELS + cut.channels) * p.depth * SIZE,
         wavefronts=passes,
@@ -532,9 +535,9 @@ def _arguments(
         warps = STEM_WARPS
         arguments.channels_in = x.shape[1]
         arguments.image_h, arguments.image_w = x.shape[2:]
-        skips = _skips_first(stem)
-        arguments.stem_top, arguments.stem_left = stem.padding[0], stem.padding[1] + skips
-        arguments.stem_skips_first = skips
+        arguments.stem_top = stem.padding[0]
+        arguments.stem_left = stem.padding[1] + _skips_first(stem)
+        arguments.stem_offset = g.stem_offset
         n, channel, row, pixel = x.strides
         whole = all(stride * SIZE % 16 == 0 for stride in (n, channel, row))
         arguments.image_is_aligned = pixel == 1 and whole and x.address % 16 == 0
