@@ -348,9 +348,7 @@ def expand_case(
     return Case(operands, launch)
 
 
-def expand_cases(
-    k: int, s: int, layout: str, planes: int, dtype: torch.dtype
-) -> Iterator[Case]:
+def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -> Iterator[Case]:
     """Of the kernel of expand_depthwise for a window of k and s, and maps of a layout."""
     if dtype == torch.float32:
         yield from float_expand_cases(k, s, planes)
@@ -368,33 +366,34 @@ def expand_cases(
     if layout == "wide":
         # Rounds of rows, in steps that end within them, and tiles of columns, of which the last
         # are smaller; channels of a chunk in part; more columns of a matrix than one tile has.
-        shape = (1, 40, 35 * s, 23 * s)
+        shape = (1, 56, 35 * s, 23 * s)
         yield case(shape, channels + 8, window, cut(35, 18 // s, 7), "swish", None, lies, aligned)
         yield case((2, 136, 10, 9), channels, window, cut(-(-10 // s), -(-9 // s), 4), "relu6")
         # x that ends within a copy; tiles of rows; no biases; padding at one side.
         x_lies = Lie(gap=5)
-        for one in (before, after):
+        for one, act in ((before, "relu"), (after, "swish")):
             yield case(
-                (1, 11, 21, 37), 40, one, cut(16 // s, 16 // s, 16), "swish", None, x_lies,
+                (1, 11, 21, 37), 40, one, cut(16 // s, 32 // s, 16), act, None, x_lies,
                 biases=False,
             )  # fmt: skip
         yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
         return
     most = 8 if layout == "row8" else 16
     # Two images at once, of which the last is alone, and several of a block.
-    shape = (5, 40, 8 * s, most - 1)
+    shape = (5, 56, 8 * s, most - 1)
     yield case(
         shape, channels + 8, window, cut(8, (most - 2) // s + 1, 3, images=4), "swish", None, lies,
         aligned,
     )  # fmt: skip
-    yield case((3, 136, 3, most), channels, window, cut(-(-3 // s), most // s, 3), "relu6")
+    few = cut(-(-3 // s), most // s, 2, images=4)
+    yield case((3, 72, 3, most), channels, window, few, "relu6")
     # Rounds of rows, the last of them in part; tiles of rows.
     rows = 21 if planes == 3 else 7
-    for one, images in ((before, 1), (after, 2)):
-        shape = (2, 11, 37 * s, most - 3)
+    for one, images, depth, act in ((before, 1, 72, "relu"), (after, 2, 59, "swish")):
+        shape = (2, depth, 37 * s, most - 3)
         yield case(
-            shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), "swish", None,
-            Lie(gap=5), biases=False,
+            shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), act, None,
+            Lie(gap=-depth % 8), biases=False,
         )  # fmt: skip
     yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
 

@@ -51,7 +51,10 @@ def test_every_kernel_is_listed():
     except BackendError as error:
         pytest.skip(str(error))
     assert sorted(e.name for e in select(languages=["cuda"])) == sorted(built)
-    for stem in {*fat_binary.STEMS} - {"expand_depthwise", "expand_depthwise_float"}:  # in Triton two kernels
+    for stem in {*fat_binary.STEMS} - {
+        "expand_depthwise",
+        "expand_depthwise_float",
+    }:  # in Triton two kernels
         for dtype in ("float32", "float16", "bfloat16"):
             assert select(f"{stem}*_{dtype}", ["triton"])
 

@@ -364,6 +364,13 @@ def test_b0_keeps_its_budget(b0):
     check_counts(b0)
 
 
+def test_b0_at_full_throughput():
+    """Modelled from counts, of an H100 at its peak rates."""
+    report = report_of("efficientnet_b0", 224, batch=256)
+    check_counts(report)
+    assert report.to_dict()["totals"]["modelled_from_counts_images_per_second"] >= 150_000
+
+
 def test_a_launch_too_many_is_noticed(b0, monkeypatch):
     """A kernel that reads its input a second time, in another launch."""
     made = gpu._Native._launches

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 MOST = 0.2  # of one kernel's mutants that survive; of all of them 3 % do
 
 FLOAT, HALF = torch.float32, torch.float16
+# Every way of outputs to be products, with a stride and a kernel each.
+EXPAND = {
+    HALF: [(3, 1, "wide"), (5, 2, "wide"), (5, 1, "row16"), (3, 2, "row16"), (3, 1, "row8")],
+    FLOAT: [(3, 1, "wide"), (3, 2, "wide"), (5, 1, "wide")],
+}
 MAX_INSTRUCTIONS = 2_000_000  # of a block's threads: the cases take less than a tenth
 
 
@@ -86,12 +91,12 @@ def targets() -> Iterable[Target]:
         yield Target(f"swish_{name}", "cuda", swish_cases, quick)
         swish_cases = functools.partial(cases.swish_cases, "triton", dtype, ((1040, 0, "swish"),))
         yield Target(f"swish_{name}", "triton", swish_cases, quick)
-        for k, s, layout, planes in expand_depthwise.variants(dtype):
-            if planes == 3:
-                expand_cases = functools.partial(cases.expand_cases, k, s, layout, 3, dtype)
-                cut = expand_depthwise.Tiling(1, 1, 1, 3, layout)
-                kernel = expand_depthwise.kernel_name(cut, k, s, dtype)
-                yield Target(kernel, "cuda", expand_cases, quick and (k, layout) == (3, "row16"))
+        for variant in EXPAND[dtype]:
+            k, s, layout = variant
+            expand_cases = functools.partial(cases.expand_cases, *variant, 3, dtype)
+            cut = expand_depthwise.Tiling(1, 1, 1, 3, layout)
+            kernel = expand_depthwise.kernel_name(cut, k, s, dtype)
+            yield Target(kernel, "cuda", expand_cases, quick and layout == "row8")
         if dtype == HALF:
             for gated in (False, True):
                 cut = pointwise_conv.variants(dtype)[-1]
@@ -110,9 +115,10 @@ TARGETS = [
     for target in targets()
 ]
 
-BRANCH, PREDICATE, BARRIER = (
-    f"{what} removed" for what in ("bounds branch", "bounds predicate", "barrier")
+BRANCH, PREDICATE, BARRIER, SIZE = (
+    f"{what} removed" for what in ("bounds branch", "bounds predicate", "barrier", "source size")
 )
+OFFSET = "offset moved"
 # Mutants that behave as the kernel does: (what the source line matches, kind, how many of a kernel,
 # why). A branch around a loop is none of the source's: the compiler tests whether the loop is
 # entered at all.
@@ -130,6 +136,42 @@ EQUIVALENT = [
     (r"i < p\.kh", BRANCH, 1, "a window has a row"),
     (r"t < tiles", BRANCH, 1, "a map has a tile"),
     # expand_depthwise.cu
+    (r"__syncwarp\(\)", BARRIER, 64, "there for the order in which the compiler loads"),
+    (r"if \(threadIdx\.x == 0\) t = tile_of_block", BRANCH, 1, "all threads say the same"),
+    (r"copy_async\(step_offset\((at|beside), ", SIZE, 48, "of pixels that nobody stores"),
+    (r"copy_async\(static_cast<uint32_t>", SIZE, 2, "of channels that nobody stores"),
+    (r"j < kRowUnits / 2 - 1; \+\+j", BRANCH, 12, "columns beyond the last, times zeros"),
+    (r"const Place place = places\[index\]", OFFSET, 6, "of what are inside all"),
+    (r"t\.column_of_map|r\.top = \(t\.row", OFFSET, 6, "members of a tile that are 0 both"),
+    (r"t\.rows > p\.round_rows|const int pairs = p\.half", OFFSET, 4, "as high as wide"),
+    (r"kHalf > 0 && \(columns <= 0", BRANCH, 8, "a half of which nothing is stored"),
+    (r"if \(is_mine && p\.sums", BRANCH, 5, "the same sums, of other lanes"),
+    (r"step\.end - made > step\.rows", BRANCH, 2, "no rows to clear"),
+    (
+        r"(unit < units; \+\+unit|channel < kChannels|row = first; row < end)",
+        BRANCH,
+        6,
+        "one to clear",
+    ),
+    (r"8 \* n >= left|n = 0; n < Product::kRuns", BRANCH, 4, "rows that the next step makes"),
+    (
+        r"for \(int (pair = thread|made = round|first = 0; first|image = t)",
+        BRANCH,
+        8,
+        "there is one",
+    ),
+    (r"i < \(1 \+ p\.half_images\) \* p\.image_bytes", BRANCH, 2, "more zeros than threads"),
+    (r"const int pairs = p\.half_columns", BRANCH, 2, "16 columns are one"),
+    (
+        r"else if \(image \+ images < end_image|else if \(!is_last|if \(!is_last",
+        BRANCH,
+        3,
+        "copies unused",
+    ),
+    (r"if \(p\.half_images == 0\)", BRANCH, 1, "wide maps, of which it holds"),
+    (r"!Shape::kSkipsLast &&", BRANCH, 1, "a column that is zero"),
+    (r"slide<", BRANCH, 1, "more to slide than threads"),
+    # expand_depthwise_float.cu
     (r"if \(t\.has_padding\)", BRANCH, 1, "zeros that are overwritten"),
     (r"i < bytes; i \+= kThreads", BRANCH, 1, "more zeros than threads"),
     (r"first_row < t\.wide_rows", BRANCH, 1, "a tile has a row"),

@@ -163,9 +163,7 @@ def ulp(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.ldexp(torch.full_like(x, info.eps), exponent - 1)
 
 
-def assert_parity(
-    y: torch.Tensor, expected: Exact, between: torch.dtype | None = None
-) -> None:
+def assert_parity(y: torch.Tensor, expected: Exact, between: torch.dtype | None = None) -> None:
     """``y`` is within the bound of ``expected``, per element and, where large, over all of it.
 
     ``between`` is the type of a map that it was made of and that was rounded, if not y's.

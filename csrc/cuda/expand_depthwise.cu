@@ -359,7 +359,7 @@ __device__ void store_wide(const ExpandDepthwise& p, const Place* places, unsign
     const Place* at = places + 4 * n;
     if (Shape::kImages > 1 && 8 * n >= left - second) at -= own / 2, to += p.image_bytes;
     const uint32_t place = at->window;
-    if (place == Place::kNowhere) continue;
+    if (Shape::kImages == 1 && place == Place::kNowhere) continue;  // narrow maps have all
     to += place;
 #pragma unroll
     for (int i = 0; i < Product::kRows; i += 2) {
@@ -703,7 +703,7 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
         __syncthreads();
         expand<T, Shape, kWarps, kChannels, kIsStem>(p, t, step, images, places, shared);
         // What is outside is zero as before, unless other rows were in its place.
-        if (t.rows > p.round_rows) {
+        if (step.end - made > step.rows && t.rows > p.round_rows) {
           clear_rows<Shape, kThreads, kChannels>(p, made, min(step.first, step.end), window);
           clear_rows<Shape, kThreads, kChannels>(p, max(made, round.inside_end), step.end, window);
         }

@@ -374,7 +374,11 @@ def _cycles(n: int, p: Problem, cut: Tiling, g: Geometry, multiprocessors: int) 
     count = 310 * warps + 9.5 * (1 + g.half_images) * g.image_bytes / 512
     count += warps * (70 * work.rounds + 80 * work.steps)
     count += made * (475 + 15 * steps)
-    passes = warps * (33 + 12 * work.steps) + 3 * (1 + g.half_images) * g.image_bytes / 512 + made * (42 + 22 * steps)
+    passes = (
+        warps * (33 + 12 * work.steps)
+        + 3 * (1 + g.half_images) * g.image_bytes / 512
+        + made * (42 + 22 * steps)
+    )
     if p.is_stem:
         copies = work.steps * p.cin * g.image_rows * g.image_units / 32
         count += 60 * copies

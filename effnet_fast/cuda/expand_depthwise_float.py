@@ -100,9 +100,7 @@ def _tilings(p: Problem) -> tuple[tuple[Tiling, Geometry], ...]:
     columns = sorted({-(-p.out[1] // n) for n in range(1, 13)})
     steps = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
     found = []
-    for row, column, step, planes in itertools.product(
-        rows, columns, steps, PLANES
-    ):
+    for row, column, step, planes in itertools.product(rows, columns, steps, PLANES):
         if step > 1 and step > min((row - 1) * p.s + p.k, p.wide[0]):
             continue
         if planes > 3 and p.channels <= 3 * PLANE:

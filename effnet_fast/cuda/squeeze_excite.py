@@ -58,9 +58,7 @@ def launch(
     w1, b1, w2, b2 = packed
     squeezed = w1.shape[0]
     quad = 4 * w1.dtype.itemsize
-    images = images or images_of_block(
-        n, c, squeezed, device.attributes["multiprocessor_count"]
-    )
+    images = images or images_of_block(n, c, squeezed, device.attributes["multiprocessor_count"])
     arguments = Arguments(
         sums=sums.address, w1=w1.address, b1=0 if b1 is None else b1.address,
         w2=w2.address, b2=0 if b2 is None else b2.address, gate=gate.address,

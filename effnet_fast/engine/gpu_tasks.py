@@ -541,9 +541,7 @@ class _Lowering:
                 )
             images = options.get("images", 1)
 
-            def make(
-                device: Device, t: Tensors, w: Weights, side=side, options=options
-            ) -> Launch:
+            def make(device: Device, t: Tensors, w: Weights, side=side, options=options) -> Launch:
                 packed = w.get(
                     (node.name, side), lambda: side.pack(node.w1, node.b1, node.w2, node.b2)
                 )

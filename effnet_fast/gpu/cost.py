@@ -48,7 +48,11 @@ def cycles(
         Cycles of a block that has a multiprocessor for itself.
     """
     busy = max(
-        instructions / ISSUE, special / SPECIAL, products / PRODUCTS, l2_bytes / L2_BYTES, wavefronts
+        instructions / ISSUE,
+        special / SPECIAL,
+        products / PRODUCTS,
+        l2_bytes / L2_BYTES,
+        wavefronts,
     )
     return max(-(-blocks // multiprocessors) * busy, alone)
 

@@ -215,7 +215,6 @@ def joins(dtype: torch.dtype, has_sums: bool) -> bool:
     return False
 
 
-
 @functools.lru_cache(4096)
 def tiling(
     n: int, pixels: int, cin: int, cout: int, dtype: torch.dtype, multiprocessors: int
