@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -51,12 +53,40 @@ def test_every_kernel_is_listed():
     except BackendError as error:
         pytest.skip(str(error))
     assert sorted(e.name for e in select(languages=["cuda"])) == sorted(built)
-    for stem in {*fat_binary.STEMS} - {
-        "expand_depthwise",
-        "expand_depthwise_float",
-    }:  # in Triton two kernels
+    in_two = {"expand_depthwise", "expand_depthwise_float"}  # kernels of Triton's
+    for stem in {*fat_binary.STEMS} - in_two:
         for dtype in ("float32", "float16", "bfloat16"):
             assert select(f"{stem}*_{dtype}", ["triton"])
+
+
+# What a GPU's matrix units are told by: Triton's compiler takes each architecture's own, kernels in
+# CUDA C++ what all of them have.
+MATRIX = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    "name, language",
+    [
+        ("pointwise_conv_expand_float16", "triton"),
+        pytest.param("expand_depthwise_k3s1_row8_48_float16", "cuda", marks=[pytest.mark.full]),
+        pytest.param("pointwise_conv_128x96_float16", "cuda", marks=[pytest.mark.full]),
+    ],
+)
+def test_matrix_units_are_used(name, language, capability, tmp_path):
+    """In machine code, by Triton's own disassembler."""
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    (entry,) = select(name, [language])
+    kernel = compiled(entry, capability)
+    (tmp_path / "cubin").write_bytes(kernel.cubin)
+    command = [tool, "-c", tmp_path / "cubin"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # A file has all of an operator's kernels.
+    sections = re.split(r"^\.section\s+\.text\.", done.stdout, flags=re.MULTILINE)
+    (code,) = [section for section in sections if section.startswith(f"{kernel.name},")] or sections
+    expected = MATRIX[capability] if language == "triton" else "HMMA"
+    assert re.search(rf"\b{expected}\b", code)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -191,7 +191,8 @@ def can(
 @dataclass(frozen=True)
 class Geometry:
     """What follows from a tiling: how rows are matrices; sizes and places in shared memory, in
-    bytes."""
+    bytes.
+    """
 
     span: int
     x_units: int
@@ -266,8 +267,9 @@ class Geometry:
             p.cin * image_rows * image_units * 16 if p.is_stem else tiles * input_rows * ROW_BYTES
         )
         return cls(
-            span, x_units, round_rows, half_rows, half_columns, half_images, left, columns, p.s * units, shift,
-            unit_bytes, phase_bytes, image_bytes, half_bytes, input_rows, fold, image_units, image_rows,
+            span, x_units, round_rows, half_rows, half_columns, half_images,
+            left, columns, p.s * units, shift, unit_bytes, phase_bytes, image_bytes, half_bytes,
+            input_rows, fold, image_units, image_rows,
             bias, places, stem, weight, inputs, window, window + (1 + half_images) * image_bytes,
         )  # fmt: skip
 
@@ -326,7 +328,8 @@ def tilings(n: int, p: Problem, multiprocessors: int) -> Iterator[tuple[float, T
 @dataclass(frozen=True)
 class Work:
     """What a block does, for its images: rounds of outputs, steps, products of a warp, all of
-    them."""
+    them.
+    """
 
     rounds: int
     steps: int

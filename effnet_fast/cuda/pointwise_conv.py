@@ -148,8 +148,9 @@ def tiling(
 
 
 def joins(dtype: torch.dtype, has_sums: bool) -> bool:
-    """Whether a launch takes the pixels of a batch, if they lie so, for those of one image: its last
-    tiles are not full, of every image's."""
+    """Whether a launch takes the pixels of a batch for those of one image, if they lie so: else the
+    last tile of each image is not full.
+    """
     return dtype.itemsize == 2 and not has_sums
 
 

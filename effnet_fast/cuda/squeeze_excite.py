@@ -83,7 +83,7 @@ def launch(
 
 
 def images_of_block(n: int, c: int, squeezed: int, multiprocessors: int) -> int:
-    """As many as leave few multiprocessors without a block: they share the weights that it reads."""
+    """As many as leave few multiprocessors idle: they share the weights that a block reads."""
     for images in (4, 2):
         if 8 * n >= 7 * images * multiprocessors and _shared(images, c, squeezed) <= SHARED:
             return images
