@@ -390,7 +390,7 @@ def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -
     # Rounds of rows, the last of them in part; tiles of rows.
     rows = 21 if planes == 3 else 7
     for one, images, depth, act in ((before, 1, 72, "relu"), (after, 2, 59, "swish")):
-        shape = (2, depth, 37 * s, most - 3)
+        shape = (2, depth, 39 * s, most - 3)
         yield case(
             shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), act, None,
             Lie(gap=-depth % 8), biases=False,
@@ -501,6 +501,10 @@ def pointwise_cases(language: str, dtype: torch.dtype, cut: Any, gated: bool) ->
     yield pointwise_case(*args, (1, 26 * unit + 3, 3, 5), 21, cut, "gelu", fused, apart, apart)
     yield pointwise_case(*args, (1, 2, 1, 1), 7, cut, "relu6", gate, Lie(gap=unit - 2))
     yield pointwise_case(*args, (2, 3 * unit, *size), cut.n + 5, cut, "swish", ["sums", *gate])
+    # Several images in a tile: as one map, or, with sums, two.
+    fused = ["bias", "residual", *gate]
+    yield pointwise_case(*args, (11, 3 * unit, 3, 5), 32, cut, "swish", fused)
+    yield pointwise_case(*args, (3, 3 * unit, 3, 5), 32, cut, "swish", ["sums", *gate])
 
 
 # ---- squeeze_excite and swish --------------------------------------------------------------------

@@ -61,6 +61,7 @@ def compare(impl, dtype, x, mid, window, act="swish", layout="nhwc", bias=True):
         ((1, 12, 1, 1), 72, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
         ((1, 8, 6, 6), 48, Window((1, 1), (2, 2))),
         ((3, 1, 2, 5), 1, Window((2, 4), (1, 1), (1, 1), (3, 0, 0, 1))),
+        ((1, 8, 6, 30), 16, Window((5, 5), (1, 1), (1, 1), (2, 3, 2, 1))),
     ],
 )
 def test_parity(impl, dtype, shape, mid, window):

@@ -6,8 +6,9 @@ import gpu_cases as cases
 import pytest
 import torch
 
-from effnet_fast.cuda import expand_depthwise, pointwise_conv
+from effnet_fast.cuda import expand_depthwise, expand_problem, pointwise_conv
 from effnet_fast.errors import BackendError
+from effnet_fast.gpu import fat_binary
 from effnet_fast.gpu.catalogue import select
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -49,3 +50,14 @@ def test_stem_depthwise(dtype):
 def test_pointwise_conv(cut, gated, dtype):
     name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}"
     run(name, dtype, cases.pointwise_cases("cuda", dtype, cut, gated))
+
+
+@pytest.mark.parametrize("stem", ["expand_depthwise", "expand_depthwise_float"])
+def test_tiles_leave_room_for_what_kernels_declare(stem):
+    """In the shared memory of the GPUs that have the least."""
+    try:
+        resources = fat_binary.resources(stem)
+    except BackendError as error:
+        pytest.skip(str(error))
+    declared = max(r.static_shared for kernels in resources.values() for r in kernels.values())
+    assert expand_problem.SHARED + declared <= 99 << 10

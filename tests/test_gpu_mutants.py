@@ -184,6 +184,7 @@ EQUIVALENT = [
     # gemm.cuh, epilogue.cuh and pointwise_conv.cu
     (r"if \(tile < tiles\)", BRANCH, 1, "there is a tile"),
     (r"tile < tiles; \+\+tile", BRANCH, 1, "there is a tile"),
+    (r"image <= last; \+\+image", BRANCH, 1, "pixels have an image"),
     (r"r < kM; r \+= kRows", BRANCH, 3, "more rows than a thread has"),
     (r"v\.at\[i\] = i < count", BRANCH, 3, "of pixels, or times weights, that are not there"),
     (r"step < steps; step \+= kWarpsK", BRANCH, 1, "beyond the last step: zeros"),

@@ -26,8 +26,9 @@ __device__ inline float sigmoid(float x) {
 __device__ inline float swish(float x) { return x * sigmoid(x); }
 
 // The swish of four numbers with one reciprocal, of the product of the denominators: five results
-// of the special-function unit instead of eight, ten more instructions. Below -21.5, where swish is
-// less than 1e-8, the exponential is 2^31, that the product be finite. A NaN makes all of them NaN.
+// of the special-function unit instead of eight, ten more instructions. The exponential is
+// at most 2^31, that the product be finite: below -21.5 the result is x 2^-31, where it would be
+// between that and 0. A NaN makes all of them NaN.
 __device__ inline void swish_four(float (&x)[4]) {
   constexpr float kLog2E = 1.44269504f, kMost = 31.0f;
   float u[4];

@@ -67,7 +67,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
   T* y = static_cast<T*>(e.y) + o.image * e.y_image + channel;
 #pragma unroll 1
   for (int r = row; r < o.pixels; r += kRows) {
-    if (quad >= o.channels || row >= kRows) break;
+    if (quad >= o.channels || (kThreads % kQuads != 0 && row >= kRows)) break;
     float out[kQuad];
     load_quad(outputs + r * kPitch + quad, out);
 #pragma unroll
@@ -99,7 +99,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
   }
   if (e.sums == nullptr) return;
   // Where the thread's own first row was.
-  if (row < kRows) store_quad(outputs + row * kPitch + quad, sum);
+  if (kThreads % kQuads == 0 || row < kRows) store_quad(outputs + row * kPitch + quad, sum);
   __syncthreads();
   static_assert(kN <= kThreads);
   const int c = threadIdx.x;

@@ -26,8 +26,8 @@
 //
 //   window: [image][row % S][unit][row / S][channel]; a product has rows S apart
 //
-// Infinities and NaNs spread to all outputs of their product, and a stem's to those of the windows
-// beside theirs.
+// Infinities and NaNs spread to all outputs of their product, to those whose swishes share a
+// reciprocal, and a stem's to those of the windows beside theirs.
 #include "activation.cuh"
 #include "expand_depthwise.h"
 #include "gemm.cuh"

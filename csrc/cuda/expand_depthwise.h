@@ -22,7 +22,7 @@ struct ExpandDepthwise {
   int32_t depth, weight_depth;  // products of a wide element
   int32_t images, channels;
   int32_t h, w, out_h, out_w;  // of the wide map, of y
-  int32_t top, left;           // padding of the wide map
+  int32_t top;                 // padding above the wide map
   int32_t expand_act, act;
   // Blocks: [images of a block][tile][chunk of channels].
   int32_t block_images;
@@ -35,7 +35,7 @@ struct ExpandDepthwise {
   Divisor units;  // copies of 16 bytes that a row of x or weight is
   // Where the second half of a matrix lies: so many rows or columns of y, or images, on.
   int32_t half_rows, half_columns, half_images;
-  // The window: columns of padding, and in all; from a column's first tap to the first's.
+  // The window: its columns of padding, and of all; columns before the first that outputs see.
   int32_t window_left, window_columns, window_units, tap_shift;
   int32_t unit_bytes, phase_bytes, image_bytes, half_bytes;
   // Shared memory, in bytes: the constants come first.

@@ -26,9 +26,10 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
   extern __shared__ __align__(128) char shared[];
   Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
   // The rows from half_rows on may be another image's.
-  const int half_rows = p.half_rows;
+  constexpr bool kTakesTwo = kM == 128 && !kIsGated && sizeof(T) == 2;
+  const int half_rows = kTakesTwo ? p.half_rows : kM;
   if (half_rows < kM) o.image *= 2, o.tile *= 2;
-  const bool has_second = half_rows < kM && o.image + 1 < p.images;
+  const bool has_second = kTakesTwo && half_rows < kM && o.image + 1 < p.images;
   const auto is_inside = [&](int r) {
     return r < half_rows ? r < o.pixels : has_second && r - half_rows < o.pixels;
   };

@@ -43,6 +43,7 @@ __all__ = [
     "kernel_name",
     "launch",
     "pack",
+    "skips_first",
     "tile_count",
     "tiling",
     "tilings",
@@ -76,7 +77,7 @@ class Arguments(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "depth", "weight_depth", "images", "channels", "h", "w", "out_h", "out_w",
-                "top", "left", "expand_act", "act", "block_images",
+                "top", "expand_act", "act", "block_images",
             )
         ),
         *((name, Divisor) for name in ("chunks", "tiles", "column_tiles")),
@@ -131,7 +132,7 @@ def pack(
     """
     dtype = expand_weight.dtype
     if stem is not None:  # [channel][row][4]
-        expand_weight = F.pad(expand_weight, (1, 0) if _skips_first(stem) else (0, 1))
+        expand_weight = F.pad(expand_weight, (1, 0) if skips_first(stem) else (0, 1))
     rows = pack_rows(expand_weight, expand_bias, 16 // dtype.itemsize)
     if dtype == torch.float32:
         return (*rows, pack_depthwise(weight, bias))
@@ -145,9 +146,12 @@ def pack(
     return (*rows, torch.cat(words, 1).contiguous())
 
 
-def _skips_first(stem: Window) -> bool:
-    """Whether windows of 4 columns begin at even columns of the image one before those of 3."""
-    return stem.padding[1] % 2 == 1
+def skips_first(stem: Window | None) -> bool:
+    """Whether windows of 4 columns begin at even columns of the image one before those of 3.
+
+    It is all that :func:`pack` depends on besides the weights: SAME padding has it with odd images.
+    """
+    return stem is not None and stem.padding[1] % 2 == 1
 
 
 def can(
@@ -174,7 +178,9 @@ def can(
         and max(*x.strides[2:], *y.strides[2:]) < 1 << 26
     )
     if stem is None:
-        fits = fits and x.has_aligned_pixels(16)
+        # Offsets in a tile are 32 bits: of up to 35 rows.
+        _, row, pixel = x.map_strides
+        fits = fits and x.has_aligned_pixels(16) and 35 * row + x.shape[3] * pixel < 1 << 31
     else:
         fits = (
             fits
@@ -303,6 +309,9 @@ def _tilings(p: Problem) -> tuple[tuple[Tiling, Geometry], ...]:
             rounds = GROUP if p.out[0] <= GROUP else 2 * GROUP
         most = -(-p.out[0] // rounds)
         rows = sorted({min(-(-most // n) * rounds, p.out[0]) for n in range(1, most + 1)})
+        if layout == "wide" and p.s == 1 and p.left > 2:
+            # Where the first columns of a tile are padding, the map's begin at an even one.
+            columns = [c for c in columns if c % 2 == 0 or c == p.out[1]]
         for row, column in itertools.product(rows, columns):
             # A round's inputs, in any number of steps.
             inputs = min((rounds - 1) * p.s + p.k, (row - 1) * p.s + p.k)
@@ -486,12 +495,13 @@ def launch(
         stem_of = "expand_depthwise"
     else:
         arguments, threads, shared = in_float.arguments(x, y, window, problem, cut)
+        arguments.left = window.padding[1]
         arguments.weight_depth, arguments.padded_channels = weight.shape[1], constants.shape[1]
         stem_of = "expand_depthwise_float"
     arguments.depth, arguments.channels = problem.depth, channels
     arguments.h, arguments.w = problem.wide
     arguments.out_h, arguments.out_w = out_h, out_w
-    arguments.top, arguments.left = window.padding[:2]
+    arguments.top = window.padding[0]
     arguments.expand_act, arguments.act = expand_act, act
     arguments.chunks = Divisor.of(-(-channels // cut.channels))
     arguments.tiles = Divisor.of(tile_count(cut, (out_h, out_w)))
@@ -535,15 +545,16 @@ def _arguments(
         weight_offset=g.weight_offset, input_offset=g.input_offset, window_offset=g.window_offset,
         input_rows=g.input_rows, window_units=g.window_units, fold=g.fold,
     )  # fmt: skip
-    arguments.x_image, arguments.x_channel, arguments.x_row, arguments.x_pixel = x.strides
+    arguments.x_image, arguments.x_row, arguments.x_pixel = x.map_strides
     arguments.y_image, arguments.y_row, arguments.y_pixel = y.map_strides
     warps = cut.channels // GROUP
     if stem is not None:
         warps = STEM_WARPS
+        arguments.x_image, arguments.x_channel, arguments.x_row, arguments.x_pixel = x.strides
         arguments.channels_in = x.shape[1]
         arguments.image_h, arguments.image_w = x.shape[2:]
         arguments.stem_top = stem.padding[0]
-        arguments.stem_left = stem.padding[1] + _skips_first(stem)
+        arguments.stem_left = stem.padding[1] + skips_first(stem)
         arguments.stem_offset = g.stem_offset
         n, channel, row, pixel = x.strides
         whole = all(stride * SIZE % 16 == 0 for stride in (n, channel, row))

@@ -108,7 +108,7 @@ def cycles(
         Whether x is gated; whether y is made into sums.
     """
     size, half = dtype.itemsize, dtype.itemsize == 2
-    of_block = images_of_tile(m, images, pixels, dtype) if pooled else 1
+    of_block = images_of_tile(m, images, pixels, dtype, gated) if pooled else 1
     blocks = -(-images // of_block) * -(-pixels // m) * -(-cout // n)
     steps, tiles = -(-cin // 16), -(-cin * size // ROW_BYTES)
     split = 4 if m * n == 1024 else 1
@@ -154,9 +154,10 @@ def joins(dtype: torch.dtype, has_sums: bool) -> bool:
     return dtype.itemsize == 2 and not has_sums
 
 
-def images_of_tile(m: int, images: int, pixels: int, dtype: torch.dtype) -> int:
-    """Whose sums a tile of m pixels makes: of two that have half as many at most."""
-    return 2 if dtype.itemsize == 2 and m == 128 and 2 * pixels <= m and images > 1 else 1
+def images_of_tile(m: int, images: int, pixels: int, dtype: torch.dtype, gated: bool) -> int:
+    """Whose sums a tile of m pixels makes: of two that have half as many at most, and no gates."""
+    two = dtype.itemsize == 2 and m == 128 and 2 * pixels <= m and images > 1 and not gated
+    return 2 if two else 1
 
 
 def tiles(device: Device, x: DeviceTensor, cout: int, cut: Tiling | None = None) -> int:
@@ -214,7 +215,9 @@ def launch(
         adjacent = joined and all(image == pixels * pixel for image, _, pixel in strides)
         if adjacent and gate_offset + several * padded <= SHARED:
             n, pixels, gates = 1, n * pixels, several
-    of_tile = 1 if sums is None else images_of_tile(cut.m, n, pixels, x.dtype)
+    of_tile = 1
+    if sums is not None:
+        of_tile = images_of_tile(cut.m, n, pixels, x.dtype, gate is not None)
     blocks = (-(-pixels // cut.m), -(-cout // cut.n))
     image, row, pixel = x.map_strides
     arguments = Arguments(

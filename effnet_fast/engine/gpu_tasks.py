@@ -345,7 +345,7 @@ class _Lowering:
 
         def make(device: Device, t: Tensors, w: Weights) -> Launch:
             packed = w.get(
-                (node.name, operator),
+                (node.name, operator, cuda_expand.skips_first(stem)),
                 lambda: cuda_expand.pack(first.weight, first.bias, node.weight, node.bias, stem),
             )
             return cuda_expand.launch(
@@ -476,7 +476,7 @@ class _Lowering:
             cycles = cuda_pointwise.cycles(cut.m, cut.n, *arguments, **kind)
             of_tile = 1
             if node.pool and language == "cuda":
-                of_tile = side.images_of_tile(cut.m, images, own, self.dtype)
+                of_tile = side.images_of_tile(cut.m, images, own, self.dtype, kind["gated"])
             tiles = -(-pixels // cut.m)
             blocks = -(-images // of_tile) * -(-own // cut.m) * -(-cout // cut.n)
             partial = f"{node.name}:tiles"
