@@ -147,8 +147,8 @@ def _add_plan(commands: Any) -> None:
         "plan",
         help="what the GPU engine would launch for a model, and what that costs",
         description="Plan a model for a GPU that need not be there: which kernel does each step, "
-        "how it is cut, the bytes that it moves and the time that it is modelled to take. One "
-        "image is run on the PTX machine, which counts. Nothing of it is measured on a GPU.",
+        "how it is cut, the bytes that it moves and the time that it is modelled to take. Some "
+        "images are run on the PTX machine, which counts. Nothing of it is measured on a GPU.",
     )
     parser.add_argument("model", metavar="MODEL", help="effnet_fast:NAME, timm:NAME, ...")
     parser.add_argument("--backend", choices=("gpu",), default="gpu")
@@ -162,7 +162,12 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("--language", choices=("cuda", "triton"), help="default: both")
     parser.add_argument(
         "--counts", action=argparse.BooleanOptionalAction, default=True,
-        help="run one image on the PTX machine (default)",
+        help="run images on the PTX machine (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=int, metavar="N",
+        help="how many of the batch are counted (default: as many as a block does; more are "
+        "closer to what a batch has)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as a JSON object, with totals")
     parser.set_defaults(run=_plan)
@@ -190,6 +195,7 @@ def _plan(options: argparse.Namespace) -> int:
         size=size,
         languages=(options.language,) if options.language else (),
         count=options.counts,
+        images=options.images,
     )
     print(json.dumps(planned.to_dict(), indent=2) if options.json else planned)
     return 0

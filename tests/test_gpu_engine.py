@@ -376,7 +376,7 @@ def test_b0_keeps_its_budget(b0):
 
 def test_b0_at_full_throughput():
     """Modelled from counts, of an H100 at its peak rates."""
-    report = report_of("efficientnet_b0", 224, batch=256)
+    report = report_of("efficientnet_b0", 224, batch=256, images=64)
     check_counts(report)
     assert report.to_dict()["totals"]["modelled_from_counts_images_per_second"] >= 150_000
 

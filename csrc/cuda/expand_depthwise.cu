@@ -22,9 +22,11 @@
 //             +--------------------+          +-------------+          +-------------+
 //
 // A unit is 8 columns, 16 bytes of a channel. The second half of the rows is what lies 8 outputs to
-// the right, or, for maps so narrow that this is nothing, 8 rows below, or the next image.
+// the right, or, for maps so narrow that this is nothing, 8 rows below, or the next image. Of maps
+// with 9 to 16 columns halves are every other row: then a half is the other of the next row of the
+// kernel, in registers already.
 //
-//   window: [image][row % S][unit][row / S][channel]; a product has rows S apart
+//   window: [image][row % phases][unit][row / phases][channel]; a product has rows `phases` apart
 //
 // Infinities and NaNs spread to all outputs of their product, to those whose swishes share a
 // reciprocal, and a stem's to those of the windows beside theirs.
@@ -60,13 +62,17 @@ template <int kK, int kS, int kUnits_, int kBlocks_, bool kShares_ = false>
 struct Shape {
   static constexpr int K = kK, S = kS, kUnits = kUnits_, kBlocks = kBlocks_;
   static constexpr bool kShares = kShares_;
-  static constexpr int kShifts = kUnits + kBlocks - 1;  // between a unit and 8 outputs
+  static constexpr int kShifts = kUnits + kBlocks - 1;        // between a unit and 8 outputs
+  static constexpr bool kIsWide = kUnits > S&& kBlocks == 1;  // a tile need not have all columns
+  static constexpr bool kIsInterleaved = kBlocks == 2;        // halves are every other row
   // Whether a second half can be of another image, with sums of its own.
-  static constexpr int kImages = kUnits > S&& kBlocks == 1 ? 1 : 2;
+  static constexpr bool kTakesTwo = !kIsWide && !kIsInterleaved;
   // Whether what is beside the last of an odd number of columns is skipped, or has to be cleared.
-  static constexpr bool kSkipsLast = kImages > 1 && kBlocks == 1;
+  static constexpr bool kSkipsLast = kTakesTwo;
 
-  static constexpr int kPairs = kImages == 1 && S == 1 ? 2 : 1;  // of 8 columns of outputs
+  static constexpr int kPhases = kIsInterleaved ? 2 * S : S;
+  static constexpr int kRowsApart = kPhases / S;            // of y, in a product
+  static constexpr int kPairs = kIsWide && S == 1 ? 2 : 1;  // of 8 columns of outputs
 };
 
 struct Tile {
@@ -150,8 +156,8 @@ __device__ void make_places(const ExpandDepthwise& p, const Tile& t, Place* plac
     const unsigned row = divide_off(left, p.span);
     const int made = left, column = made + t.column_of_window;
     Place place;
-    place.window = row % Shape::S * p.phase_bytes + column / 8 * p.unit_bytes +
-                   row / Shape::S * kRow<kChannels> + column % 8 * 2;
+    place.window = row % Shape::kPhases * p.phase_bytes + column / 8 * p.unit_bytes +
+                   row / Shape::kPhases * kRow<kChannels> + column % 8 * 2;
     if (made >= t.wide_columns) place.window = Place::kNowhere;
     place.x = kIsStem ? (row * p.image_units.divisor * 16 + made * 2) * kStemStride
                       : row * p.x_row + made * p.x_pixel;
@@ -212,7 +218,7 @@ __device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, const Roun
     const T* from = x;
     bool inside = false, is_alone = false;
     if (index < all) {
-      if (Shape::kImages > 1 && index >= own) index -= own, from += p.x_image;
+      if (Shape::kTakesTwo && index >= own) index -= own, from += p.x_image;
       const Place place = places[index];
       inside = place.window != Place::kNowhere, is_alone = place.x < 0;
       from += is_alone ? ~place.x : place.x;
@@ -357,9 +363,9 @@ __device__ void store_wide(const ExpandDepthwise& p, const Place* places, unsign
     if (8 * n >= left) break;
     char* to = window;
     const Place* at = places + 4 * n;
-    if (Shape::kImages > 1 && 8 * n >= left - second) at -= own / 2, to += p.image_bytes;
+    if (Shape::kTakesTwo && 8 * n >= left - second) at -= own / 2, to += p.image_bytes;
     const uint32_t place = at->window;
-    if (Shape::kImages == 1 && place == Place::kNowhere) continue;  // narrow maps have all
+    if (Shape::kIsWide && place == Place::kNowhere) continue;  // narrow maps have all
     to += place;
 #pragma unroll
     for (int i = 0; i < Product::kRows; i += 2) {
@@ -433,7 +439,8 @@ __device__ void clear_rows(const ExpandDepthwise& p, int first, int end, char* w
   const int units = p.phase_bytes / p.unit_bytes;
 #pragma unroll 1
   for (int row = first; row < end; ++row) {
-    char* const to = window + row % Shape::S * p.phase_bytes + row / Shape::S * kRow<kChannels>;
+    char* const to =
+        window + row % Shape::kPhases * p.phase_bytes + row / Shape::kPhases * kRow<kChannels>;
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
 #pragma unroll 1
@@ -456,7 +463,7 @@ __device__ void clear_column(const ExpandDepthwise& p, const Tile& t, const Step
     char* to = window + i % kChannels * 16;
     if (row >= step.rows) row -= step.rows, to += p.image_bytes;
     row += step.first;
-    to += row % Shape::S * p.phase_bytes + row / Shape::S * kRow<kChannels>;
+    to += row % Shape::kPhases * p.phase_bytes + row / Shape::kPhases * kRow<kChannels>;
     *reinterpret_cast<T*>(to) = round_to<T>(0.0f);
   }
 }
@@ -464,8 +471,9 @@ __device__ void clear_column(const ExpandDepthwise& p, const Tile& t, const Step
 // The last rows of the window become the first.
 template <class Shape, int kThreads, int kChannels>
 __device__ void slide(const ExpandDepthwise& p, char* window) {
-  constexpr int kBytes = (Shape::K - 1) / Shape::S * kRow<kChannels>;  // adjacent, of a unit
-  const int count = p.window_units * (kBytes / 16), step = p.round_rows * kRow<kChannels>;
+  constexpr int kBytes = (Shape::K - 1) / Shape::kPhases * kRow<kChannels>;  // adjacent, of a unit
+  const int count = p.window_units * (kBytes / 16);
+  const int step = p.round_rows / Shape::kRowsApart * kRow<kChannels>;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kThreads) {
     char* const to = window + (i / (kBytes / 16) * p.unit_bytes + i % (kBytes / 16) * 16);
@@ -481,12 +489,15 @@ class Outputs {
   __device__ void multiply(const ExpandDepthwise& p, uint32_t inputs, int first_pair,
                            const uint32_t* constants) {
     constexpr int kPairs = Shape::kPairs, kWords = kConstants<Shape::K>;
-    constexpr bool kIsWide = Shape::kImages == 1;
+    constexpr bool kIsWide = Shape::kIsWide;
     const unsigned lane = lane_of_thread(), half = lane / 8 % 2;
     const int units = p.phase_bytes / p.unit_bytes;
-    // What a lane loads of the rows of each phase; and of the third unit.
-    uint32_t from[kPairs][Shape::S], third[kPairs];
+    // What a lane loads of the rows of each phase; of the third unit; where halves are every other
+    // row, of the next.
+    uint32_t from[kPairs][Shape::S], third[kPairs], next[2];
     inputs += lane % 8 * kRow<kChannels>;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) next[i] = inputs + half * p.unit_bytes + i * p.phase_bytes;
     if (!kIsWide && half == 1) inputs += p.half_bytes;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -519,10 +530,13 @@ class Outputs {
 #pragma unroll
         for (int e = 0; e < 4; ++e) sum_[c][i][e] = bias;
       }
+      uint32_t a[4];
       unroll<Shape::K>([&](auto row) {
         constexpr int k = decltype(row)::value;
         constexpr int kOffset = k / Shape::S * kRow<kChannels> + c * 16;
-        if (k % 3 == 0) __syncwarp();  // or taps of all channels are loaded first, and spilled
+        constexpr int kNextOffset = (k + 1) / 2 * kRow<kChannels> + c * 16;
+        // Or taps of all channels are loaded first, and spilled.
+        if (k % (Shape::kUnits == 3 ? 2 : 3) == 0) __syncwarp();
         uint32_t tap[Shape::kShifts];
 #pragma unroll
         for (int i = 0; i < Shape::kShifts; ++i) {
@@ -531,9 +545,12 @@ class Outputs {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
           const uint32_t at = from[pair][k % Shape::S];
-          [[maybe_unused]] uint32_t a[4], rest[2];
+          [[maybe_unused]] uint32_t rest[2];
           if constexpr (Shape::kUnits == 1) {
             load_two_matrices<kOffset>(rest, at);
+          } else if constexpr (Shape::kIsInterleaved && k > 0) {
+            load_two_matrices<kNextOffset>(rest, next[(k + 1) % 2]);
+            a[0] = a[1], a[1] = rest[0], a[2] = a[3], a[3] = rest[1];
           } else {
             load_matrices<kOffset>(a, at);
             if constexpr (Shape::kUnits == 3) {
@@ -560,7 +577,7 @@ class Outputs {
                         float (&sums)[kGroup]) {
     const Activation<kIsSwish, Shape::kShares> act(static_cast<Act>(p.act));
     __syncwarp();
-    const int row = lane_of_thread() / 4, column = lane_of_thread() % 4 * 2;
+    const int row = lane_of_thread() / 4 * Shape::kRowsApart, column = lane_of_thread() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < Shape::kBlocks; ++i) {
 #pragma unroll
@@ -688,13 +705,13 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
                              p.half_images * p.y_image;
   float sums[kGroup] = {};
   // Of wide maps a block has one.
-  const int end_image = Shape::kImages == 1 ? t.image + 1 : t.end_image;
+  const int end_image = Shape::kIsWide ? t.image + 1 : t.end_image;
 #pragma unroll 1
   for (int image = t.image; image < end_image; image += 1 + p.half_images) {
     const int images = min(t.end_image - image, 1 + p.half_images);
 #pragma unroll 1
     for (int first = 0; first < t.rows; first += p.round_rows) {
-      const Round round = Round::of<Shape>(p, t, first);
+      Round round = Round::of<Shape>(p, t, first);
       const bool is_last = first + p.round_rows >= t.rows;
 #pragma unroll 1
       for (int made = round.begin; made < round.end;) {
@@ -713,7 +730,14 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
           __syncthreads();
         }
         made = step.end;
-        if (made < round.end) {
+        if (Shape::kIsWide) {
+          // In one place, for these have no register to spare.
+          const bool is_made = made == round.end;
+          if (is_made && is_last) break;
+          if (is_made) round = Round::of<Shape>(p, t, first + p.round_rows), made = round.begin;
+          stage(round, made, image);
+          if (is_made) break;
+        } else if (made < round.end) {
           stage(round, made, image);
         } else if (!is_last) {
           const Round next = Round::of<Shape>(p, t, first + p.round_rows);
@@ -727,10 +751,10 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
       if (channel < t.channels) {
         const uint32_t* const constants =
             reinterpret_cast<const uint32_t*>(shared) + channel * kWords;
-        T* const y = static_cast<T*>(p.y) + image * p.y_image +
-                     int64_t{t.row + first + static_cast<int>(lane / 4)} * p.y_row +
-                     int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel +
-                     channel;
+        T* const y =
+            static_cast<T*>(p.y) + image * p.y_image +
+            int64_t{t.row + first + static_cast<int>(lane / 4) * Shape::kRowsApart} * p.y_row +
+            int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel + channel;
         const int pairs = p.half_columns > 0 ? (t.columns + 15) / 16 : 1;
 #pragma unroll 1
         for (int pair = thread / (32 * kGroups) * Shape::kPairs; pair < pairs;
@@ -748,7 +772,7 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
               outputs.template store<kHalf, false>(p, rows, columns, to, sums);
             }
             to += half_pitch, rows -= p.half_rows, columns -= p.half_columns;
-            if (Shape::kImages > 1 && p.half_images > 0) {
+            if (Shape::kTakesTwo && p.half_images > 0) {
               store_sums<kWarps, kGroups>(p, t, image + kHalf, sums, scratch);
             }
           });
@@ -763,15 +787,15 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   }
 }
 
-// Of maps of any width; of at most 16 columns, with as many outputs or half; of at most 8.
+// Of maps of any width; of at most 16 columns, with as many outputs, or half; of at most 8.
 template <int K>
 using Wide = Shape<K, 1, 2, 1, true>;
 template <int K>
 using WideHalved = Shape<K, 2, 3, 1, true>;
 template <int K>
-using Row16 = Shape<K, 1, 2, 2>;
+using Block16 = Shape<K, 1, 2, 2>;
 template <int K>
-using Row16Halved = Shape<K, 2, 2, 1>;
+using Row16 = Shape<K, 2, 2, 1>;
 template <int K>
 using Row8 = Shape<K, 1, 1, 1>;
 
@@ -799,8 +823,8 @@ extern "C" {
 #define EFFNET_FAST_ALL(K, T)                                        \
   EFFNET_FAST_48(expand_depthwise_k##K##s1_wide, T, Wide<K>)         \
   EFFNET_FAST_48(expand_depthwise_k##K##s2_wide, T, WideHalved<K>)   \
-  EFFNET_FAST_BOTH(expand_depthwise_k##K##s1_row16, T, Row16<K>)     \
-  EFFNET_FAST_48(expand_depthwise_k##K##s2_row16, T, Row16Halved<K>) \
+  EFFNET_FAST_BOTH(expand_depthwise_k##K##s1_block16, T, Block16<K>) \
+  EFFNET_FAST_48(expand_depthwise_k##K##s2_row16, T, Row16<K>)       \
   EFFNET_FAST_BOTH(expand_depthwise_k##K##s1_row8, T, Row8<K>)
 
 #define EFFNET_FAST_TYPE(T) \

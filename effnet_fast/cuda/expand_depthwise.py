@@ -56,7 +56,7 @@ PIXELS = 32  # of a warp's product
 # How rows of the window are matrices (the shapes in expand_depthwise.cu), by stride, and planes of
 # a block.
 LAYOUTS = {
-    1: {"wide": (3,), "row16": (3, 4), "row8": (3, 4)},
+    1: {"wide": (3,), "block16": (3, 4), "row8": (3, 4)},
     2: {"wide": (3,), "row16": (3,)},
 }
 STEM_PLANES, STEM_WARPS = 2, 8
@@ -230,9 +230,12 @@ class Geometry:
     def of(cls, cut: Tiling, p: Problem) -> Geometry:
         is_wide = cut.layout == "wide"
         half_columns = GROUP if is_wide else 0
+        is_interleaved = cut.layout == "block16"
         half_rows = GROUP if not is_wide and cut.rows > GROUP else 0
         half_images = cut.at_once - 1
-        round_rows = GROUP + half_rows
+        round_rows = 2 * GROUP if is_interleaved else GROUP + half_rows
+        if is_interleaved:
+            half_rows = 1
         round_inputs = (round_rows - 1) * p.s + p.k
         # Two columns are stored at a time: the first of the map is at an even place.
         left = p.left + p.left % 2 if is_wide else 0
@@ -242,17 +245,21 @@ class Geometry:
             columns += columns % 2
             units = -(-columns // GROUP)
         else:
-            units = 2 if cut.layout == "row16" else 1
+            units = 1 if cut.layout == "row8" else 2
             columns = units * GROUP
         span = min(columns, p.wide[1])
         span += span % 2
         row_bytes = (cut.channels + 1) * 16
-        unit_bytes = -(-round_inputs // p.s) * row_bytes
+        phases = 2 if is_interleaved else p.s
+        unit_bytes = -(-round_inputs // phases) * row_bytes
         phase_bytes = units * unit_bytes
-        image_bytes = p.s * phase_bytes
-        half_bytes = p.s * unit_bytes if is_wide else half_images * image_bytes
-        if half_rows:
+        image_bytes = phases * phase_bytes
+        if is_interleaved:
+            half_bytes = phase_bytes
+        elif half_rows:
             half_bytes = GROUP * row_bytes
+        else:
+            half_bytes = p.s * unit_bytes if is_wide else half_images * image_bytes
         # Whole steps of 16 columns of the matrices, in copies of 16 bytes.
         depth = STEM_KERNEL * 4 * STEM_CHANNELS if p.is_stem else p.depth
         x_units = -(-depth // 16) * SIZE
@@ -274,7 +281,7 @@ class Geometry:
         )
         return cls(
             span, x_units, round_rows, half_rows, half_columns, half_images,
-            left, columns, p.s * units, shift, unit_bytes, phase_bytes, image_bytes, half_bytes,
+            left, columns, phases * units, shift, unit_bytes, phase_bytes, image_bytes, half_bytes,
             input_rows, fold, image_units, image_rows,
             bias, places, stem, weight, inputs, window, window + (1 + half_images) * image_bytes,
         )  # fmt: skip
@@ -290,7 +297,7 @@ def _layouts(p: Problem) -> Iterator[tuple[str, int]]:
     if columns <= GROUP and p.s == 1 and p.out[1] <= GROUP:
         layout = "row8"
     elif columns <= 2 * GROUP and p.out[1] <= 2 * GROUP // p.s:
-        layout = "row16"
+        layout = "block16" if p.s == 1 else "row16"
     for planes in LAYOUTS[p.s][layout]:
         if planes == 3 or p.channels > 3 * PLANE:
             yield layout, planes
@@ -306,7 +313,7 @@ def _tilings(p: Problem) -> tuple[tuple[Tiling, Geometry], ...]:
             rounds = GROUP
         else:
             columns = [p.out[1]]
-            rounds = GROUP if p.out[0] <= GROUP else 2 * GROUP
+            rounds = GROUP if p.out[0] <= GROUP and layout != "block16" else 2 * GROUP
         most = -(-p.out[0] // rounds)
         rows = sorted({min(-(-most // n) * rounds, p.out[0]) for n in range(1, most + 1)})
         if layout == "wide" and p.s == 1 and p.left > 2:
@@ -329,7 +336,7 @@ def tilings(n: int, p: Problem, multiprocessors: int) -> Iterator[tuple[float, T
         yield from in_float.tilings(n, p, multiprocessors)
         return
     for cut, g in _tilings(p):
-        several = [m for m in (2, 4, 8) if cut.layout != "wide" and m <= n]
+        several = [m for m in (2, 4, 8, 16) if cut.layout != "wide" and m <= n]
         for of_images in {cut.of_images(images) for images in (1, *several)}:
             yield _cycles(n, p, of_images, g, multiprocessors), of_images
 
@@ -369,7 +376,7 @@ class Work:
 _OUTPUTS = {
     ("wide", 1): (114, 52, 262, 78),
     ("wide", 2): (0, 100, 70, 77),
-    ("row16", 1): (0, 49, 795, 60),
+    ("block16", 1): (0, 49, 795, 45),
     ("row16", 2): (0, 212, 0, 73),
     ("row8", 1): (0, 16, 587, 35),
 }
@@ -400,7 +407,7 @@ def _cycles(n: int, p: Problem, cut: Tiling, g: Geometry, multiprocessors: int) 
     tasks = work.rounds * groups * (-(-pairs // 2) if (cut.layout, p.s) == ("wide", 1) else pairs)
     count += tasks * (once + row * p.k) + work.rounds * groups * pairs * sixteen
     passes += tasks * row_passes * p.k
-    blocks = 2 if (cut.layout, p.s) == ("row16", 1) else 1  # of 8 x 16 outputs
+    blocks = 2 if cut.layout == "block16" else 1  # of 8 x 16 outputs
     outputs = work.rounds * groups * pairs * blocks * 16 * GROUP * GROUP
     elements = work.products * PIXELS * cut.channels + outputs
     row_tiles, column_tiles = -(-p.out[0] // cut.rows), -(-p.out[1] // cut.columns)

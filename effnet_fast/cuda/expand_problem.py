@@ -24,7 +24,8 @@ class Tiling:
     rows, columns : of outputs, of a tile.
     step_rows : of the wide map, made at a time.
     planes : of 16 channels, of a block.
-    layout : how rows are matrices, in half precision: ``"wide"``, ``"row16"`` or ``"row8"``.
+    layout : how rows are matrices, in half precision: ``"wide"``, or of narrow maps ``"block16"``,
+        ``"row16"`` or ``"row8"``.
     images : that a block makes, one after another or two by two.
     """
 
@@ -43,7 +44,7 @@ class Tiling:
     @property
     def at_once(self) -> int:
         """Images whose rows are halves of one matrix: maps with 8 rows and 16 columns at most."""
-        return 1 if self.layout == "wide" or self.rows > 8 else 2
+        return 1 if self.layout in ("wide", "block16") or self.rows > 8 else 2
 
     def of_images(self, images: int) -> Tiling:
         """The same for blocks of so many images, at least those that it makes at once."""

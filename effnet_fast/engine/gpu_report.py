@@ -157,6 +157,7 @@ def report(
     size: tuple[int, int] | None = None,
     languages: Sequence[str] = (),
     count: bool = True,
+    images: int | None = None,
 ) -> PlanReport:
     """The plan of a model for a GPU that need not be there.
 
@@ -175,6 +176,9 @@ def report(
         Of the kernels to choose from; all by default.
     count : bool
         Whether to run images on the PTX machine and count.
+    images : int, optional
+        How many, at most ``batch``; by default those that a block does. More of them fill the last
+        tile of a small map's pixels, as a batch does: its counts are scaled by blocks.
 
     Raises
     ------
@@ -183,6 +187,8 @@ def report(
     """
     if batch < 1:
         raise ArgumentError(f"batch is {batch}; accepted: 1 or more")
+    if images is not None and images < 1:
+        raise ArgumentError(f"images is {images}; accepted: 1 or more")
     target = Target.named(arch)
     fused = optimize(model, dtype=dtype, backend="reference", verify=False).parts()
     if len(fused) != 1:
@@ -194,8 +200,9 @@ def report(
         engine = GpuEngine(plan, home, dtype, batch)
         choices = engine.choices(batch)
         counts: list[Counts] = []
-        # As many images as fill a block of every launch.
-        images = min(batch, max(t.images for c in choices for t in c.options[0].tasks))
+        if images is None:
+            images = max(t.images for c in choices for t in c.options[0].tasks)
+        images = min(batch, images)
         if count:
             shape = (images, image_channels(model), *plan.size)
             x = torch.randn(shape, dtype=torch.float32).to(dtype)

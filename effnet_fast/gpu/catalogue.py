@@ -188,7 +188,7 @@ def _pointwise_example(
 
 # As B0 has them: cin, size of the input; the stem's 3 channels and 224 pixels.
 EXPAND = {(3, 1): (24, 56), (3, 2): (16, 112), (5, 1): (40, 28), (5, 2): (24, 56)}
-EXPAND_NARROW = {"row16": (80, 14), "row8": (192, 7)}
+EXPAND_NARROW = {"block16": (80, 14), "row16": (112, 14), "row8": (192, 7)}
 
 
 def _expand_example(
