@@ -31,7 +31,7 @@ from tolerances import (
     sums,
 )
 
-from effnet_fast.cuda import expand_depthwise
+from effnet_fast.cuda import expand_depthwise, pointwise_conv, squeeze_excite
 from effnet_fast.cuda.depthwise_conv import Tiling
 from effnet_fast.errors import GpuError
 from effnet_fast.gpu import Buffer, Device, Launch, Module
@@ -450,19 +450,29 @@ def pointwise_case(
     x_lies: Lie = Lie(),
     y_lies: Lie = Lie(),
 ) -> Case:
-    """``fused``: of "bias", "gate", "residual", "sums"; the residual lies as y."""
+    """``fused``: of "bias", "gate" or "excite", "residual", "sums"; the residual lies as y."""
     host, r = host_side(language, "pointwise_conv"), Random(dtype)
     n, cin, *size = shape
     x = x_lies.empty(shape, dtype).copy_(r(*shape))
     weight, bias = r.weight(cout, cin), r(cout) if "bias" in fused else None
     gate = r(n, cin) if "gate" in fused else None
+    layers: dict[str, torch.Tensor] = {}
+    if "excite" in fused:
+        squeezed = cin // 5 + 1
+        layers = {"w1": r.weight(squeezed, cin), "w2": r.weight(cin, squeezed)}
+        if "bias" in fused:
+            layers |= {"b1": r(squeezed), "b2": r(cin)}
+        partial = Random()(n, 3, cin)
+        gate = excited(partial, layers, dtype)
+        layers = packed_layers("cuda", layers) | {"partial": partial}
     out = (n, cout, *size)
     expected = conv(x, weight[:, :, None, None], bias, act, gate=gate)
     names = ("weight", "bias")
     packed = dict(zip(names, host.pack(weight, bias), strict=True))
     operands = {name: Operand(t) for name, t in packed.items() if t is not None}
     operands["x"] = Operand(x, x_lies.offset)
-    if gate is not None:
+    operands |= {name: Operand(t) for name, t in layers.items()}
+    if "gate" in fused:
         operands["gate"] = Operand(gate)
     if "residual" in fused:
         residual = y_lies.empty(out, dtype).copy_(r(*out))
@@ -476,9 +486,15 @@ def pointwise_case(
 
     def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
         weights = tuple(there.get(name) for name in names)
-        rest = (there.get(name) for name in ("gate", "residual", "sums"))
+        gate = there.get("gate")
+        if layers:
+            constants = tuple(there.get(name) for name in LAYERS)
+            gate = squeeze_excite.Excitation(
+                there["partial"], PIXELS, constants, Act.SWISH, Act.SIGMOID
+            )
+        rest = (there.get(name) for name in ("residual", "sums"))
         return host.launch(
-            device, there["x"], weights, there.get("y"), Act[act.upper()], *rest, cut
+            device, there["x"], weights, there.get("y"), Act[act.upper()], gate, *rest, cut
         )
 
     return Case(operands, launch)
@@ -507,7 +523,38 @@ def pointwise_cases(language: str, dtype: torch.dtype, cut: Any, gated: bool) ->
     yield pointwise_case(*args, (3, 3 * unit, 3, 5), 32, cut, "swish", ["sums", *gate])
 
 
+def excited_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Of pointwise_conv_excited_32x32_<dtype>."""
+    unit, cut = 16 // dtype.itemsize, pointwise_conv.EXCITED
+    case = functools.partial(pointwise_case, "cuda", dtype)
+    aligned, quads = Lie(gap=unit, row_gap=2 * unit), Lie(gap=4, row_gap=4, offset=4)
+    apart = Lie(gap=1, row_gap=3, offset=1)
+    # More columns of the matrices than stages in shared memory hold; a tile of channels in part.
+    yield case((2, 26 * unit, 5, 9), cut.n + 12, cut, "none", ["bias", "excite"], aligned, quads)
+    # A gate in fewer columns than a tile has; unaligned weights of the gate.
+    fused = ["bias", "excite", "residual"]
+    yield case((2, 9 * unit, 5, 9), 20, cut, "none", fused, Lie(), quads)
+    yield case((1, 26 * unit + 3, 3, 5), 21, cut, "none", fused, apart, apart)
+    yield case((3, 2, 1, 1), 7, cut, "relu6", ["excite"], Lie(gap=unit - 2))
+
+
 # ---- squeeze_excite and swish --------------------------------------------------------------------
+
+# What squeeze_excite packs; pixels that its sums are over.
+LAYERS = "w1", "b1", "w2", "b2"
+PIXELS = 9
+
+
+def excited(partial: torch.Tensor, layers: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Exact:
+    """The gate, as it is kept."""
+    middle = linear(divided(partial.sum(1), PIXELS), layers["w1"], layers.get("b1"), "swish")
+    return rounded(linear(middle, layers["w2"], layers.get("b2"), "sigmoid"), dtype)
+
+
+def packed_layers(language: str, layers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a kernel takes, by the same names."""
+    packed = host_side(language, "squeeze_excite").pack(*(layers.get(name) for name in LAYERS))
+    return {name: t for name, t in zip(LAYERS, packed, strict=True) if t is not None}
 
 
 def squeeze_cases(
@@ -521,22 +568,22 @@ def squeeze_cases(
     for with_biases, (n, tiles, c, squeezed, offset) in itertools.product(biases, sizes):
         r, wide = Random(dtype), Random()
         partial = wide(n, tiles, c)
-        w1, w2 = r.weight(squeezed, c), r.weight(c, squeezed)
-        b1, b2 = (r(squeezed), r(c)) if with_biases else (None, None)
-        middle = linear(divided(partial.sum(1), 9), w1, b1, "swish")
-        expected = linear(middle, w2, b2, "sigmoid")
+        layers = {"w1": r.weight(squeezed, c), "w2": r.weight(c, squeezed)}
+        if with_biases:
+            layers |= {"b1": r(squeezed), "b2": r(c)}
+        expected = excited(partial, layers, torch.float64)
         host = host_side(language, "squeeze_excite")
-        packed = dict(zip(("w1", "b1", "w2", "b2"), host.pack(w1, b1, w2, b2), strict=True))
-        operands = {name: Operand(t, offset) for name, t in packed.items() if t is not None}
+        packed = packed_layers(language, layers)
+        operands = {name: Operand(t, offset) for name, t in packed.items()}
         operands |= {
             "sums": Operand(partial, offset),
             "gate": Operand(torch.empty(n, c, dtype=dtype), offset, expected),
         }
 
         def launch(device: Device, there: Mapping[str, DeviceTensor], host=host) -> Launch:
-            weights = tuple(there.get(name) for name in ("w1", "b1", "w2", "b2"))
+            weights = tuple(there.get(name) for name in LAYERS)
             return host.launch(
-                device, there["sums"], 9, weights, there["gate"], Act.SWISH, Act.SIGMOID
+                device, there["sums"], PIXELS, weights, there["gate"], Act.SWISH, Act.SIGMOID
             )
 
         yield Case(operands, launch, {"multiprocessor_count": n // images} if n > 1 else {})

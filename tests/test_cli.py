@@ -274,7 +274,7 @@ def test_info(capsys):
     assert f"in use: {found['extension']['isa']}" in out
     assert "PTX machine: built" in out
     cuda = found["cuda_kernels"]
-    assert ("CUDA kernels: 157, for sm_80, " in out) == cuda["built"] == ("reason" not in cuda)
+    assert ("CUDA kernels: 160, for sm_80, " in out) == cuda["built"] == ("reason" not in cuda)
     assert found["cpu"]["model"] in out
 
 

@@ -52,6 +52,11 @@ def test_pointwise_conv(cut, gated, dtype):
     run(name, dtype, cases.pointwise_cases("cuda", dtype, cut, gated))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_excited_pointwise_conv(dtype):
+    run("pointwise_conv_excited_32x32", dtype, cases.excited_cases(dtype))
+
+
 @pytest.mark.parametrize("stem", ["expand_depthwise", "expand_depthwise_float"])
 def test_tiles_leave_room_for_what_kernels_declare(stem):
     """In the shared memory of the GPUs that have the least."""

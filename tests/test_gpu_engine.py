@@ -407,6 +407,27 @@ def test_launches_fill_the_gpu(b0):
             assert row.blocks >= b0.target.multiprocessors / 2, row
 
 
+def test_gates_are_made_where_it_takes_less_time():
+    """At batch 1 by the blocks that need them, where the weights that all of those read are few;
+    at batch 64 all by a kernel of their own."""
+
+    def operators(report):
+        return [row.kernel.removesuffix(" (cuda)") for row in report.rows]
+
+    small = report_of("efficientnet_b0", 224, batch=1)
+    check_counts(small)
+    made = operators(small)
+    assert made.count("excited_pointwise_conv") + made.count("squeeze_excite") == 16
+    # Blocks of B0 are ever larger.
+    assert made.index("squeeze_excite") > 10 and "excited_pointwise_conv" in made[:3]
+    assert "excited_pointwise_conv" not in made[made.index("squeeze_excite") :]
+    for row in small.rows:  # what else there was
+        if row.kernel == "squeeze_excite (cuda)":
+            assert "excited_pointwise_conv (cuda)" in row.others
+    large = operators(report_of("efficientnet_b0", 224, count=False))
+    assert large.count("squeeze_excite") == 16
+
+
 @pytest.mark.full
 def test_b7_keeps_its_budget():
     report = report_of("tf_efficientnet_b7", 600)

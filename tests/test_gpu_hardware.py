@@ -67,6 +67,7 @@ def kernels():
             for gated in (False, True):
                 name = f"pointwise_conv{'_gated' * gated}_{cut.m}x{cut.n}-{dtype}"
                 yield name, lambda c=cut, g=gated, d=dtype: cases.pointwise_cases("cuda", d, c, g)
+        yield f"pointwise_conv_excited-{dtype}", lambda d=dtype: cases.excited_cases(d)
     for dtype in DTYPES[1:]:
         yield f"stem_depthwise-{dtype}", lambda d=dtype: cases.stem_cases(d)
 

@@ -97,13 +97,13 @@ def conv(
     bias: torch.Tensor | None,
     act: str,
     window: Window | None = None,
-    gate: torch.Tensor | None = None,
+    gate: torch.Tensor | Exact | None = None,
 ) -> Exact:
     """act(conv(x * gate) + bias), ``weight`` (O, I, kh, kw) or depthwise (C, 1, kh, kw)."""
     x, window = exact(x), window or Window((1, 1))
     if gate is not None:
-        gate = gate.double()[:, :, None, None]
-        x = Exact(x.value * gate, x.error * gate.abs())
+        value, error = (part[:, :, None, None] for part in exact(gate))
+        x = Exact(x.value * value, x.error * (value.abs() + error) + x.value.abs() * error)
     weight = weight.double()
     bias = None if bias is None else bias.double()
     magnitude = convolve(x.value.abs(), weight.abs(), None if bias is None else bias.abs(), window)

@@ -3,9 +3,13 @@
 // A block multiplies kM pixels of an image with kN rows of W (gemm.cuh says how), and finishes its
 // sums from shared memory (epilogue.cuh).
 //
+// At batch 1 a launch takes longer than what it does: a block can make its image's gate itself, of
+// the sums that squeeze_excite would read (squeeze_excite.cuh).
+//
 // Any sizes, any strides, any alignment. Sums are deterministic: every tile stores its own.
 #include "gemm.cuh"
 #include "pointwise_conv.h"
+#include "squeeze_excite.cuh"
 
 namespace effnet_fast::cuda {
 namespace {
@@ -19,8 +23,9 @@ __device__ uint4 load_unit(const T* row, int count) {
   return v.bits;
 }
 
+// `excite` makes the gate, unless it is null.
 template <class T, int kM, int kN, int kWarpsK, bool kIsGated>
-__device__ void pointwise_conv(const PointwiseConv& p) {
+__device__ void pointwise_conv(const PointwiseConv& p, const SqueezeExcite* excite = nullptr) {
   using Product = TileProduct<T, kM, kN, kWarpsK>;
   constexpr int kThreads = Product::kThreads, kRows = Product::kRowsAtOnce;
   extern __shared__ __align__(128) char shared[];
@@ -34,14 +39,19 @@ __device__ void pointwise_conv(const PointwiseConv& p) {
     return r < half_rows ? r < o.pixels : has_second && r - half_rows < o.pixels;
   };
 
-  Gate<T, Product::kWarpRows> gate(reinterpret_cast<T*>(shared + p.gate_offset));
-  if (kIsGated) {
+  T* const gates = reinterpret_cast<T*>(shared + p.gate_offset);
+  Gate<T, Product::kWarpRows> gate(gates);
+  const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
+  if (excite != nullptr) {
+    for (int i = p.cin + threadIdx.x; i < padded; i += kThreads) gates[i] = round_to<T>(0.0f);
+    make_gates<T, kThreads, 1>(*excite, o.image, reinterpret_cast<float*>(shared), gates);
+    __syncthreads();
+  } else if (kIsGated) {
     // Pixels may be those of several images.
     const unsigned first = divide(o.pixel, p.gate_pixels);
     const unsigned last = divide(o.pixel + o.pixels - 1, p.gate_pixels);
     const T* from = static_cast<const T*>(p.gate) + (o.image + first) * p.cin;
-    T* to = reinterpret_cast<T*>(shared + p.gate_offset);
-    const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
+    T* to = gates;
 #pragma unroll 1
     for (unsigned image = first; image <= last; ++image, from += p.cin, to += padded) {
 #pragma unroll 1
@@ -134,6 +144,14 @@ extern "C" {
   EFFNET_FAST_KERNEL(pointwise_conv_##M##x##N##_##name, M, N, K, false, T) \
   EFFNET_FAST_KERNEL(pointwise_conv_gated_##M##x##N##_##name, M, N, K, true, T)
 
+// Small tiles, as small batches have them.
+#define EFFNET_FAST_EXCITED(M, N, K, name, T)                                                     \
+  __global__ void __launch_bounds__(TileProduct<T, M, N, K>::kThreads,                            \
+                                    kResident<TileProduct<T, M, N, K>>)                           \
+      pointwise_conv_excited_##M##x##N##_##name(__grid_constant__ const ExcitedPointwiseConv p) { \
+    pointwise_conv<T, M, N, K, true>(p.conv, &p.gate);                                            \
+  }
+
 #define EFFNET_FAST_ALL(name, T)                                                  \
   __global__ void __launch_bounds__(kMeanThreads) pointwise_conv_mean_##name(     \
       const float* sums, T* y, int64_t n, int channels, int tiles, float scale) { \
@@ -143,7 +161,9 @@ extern "C" {
   EFFNET_FAST_TILE(128, 64, 1, name, T)                                           \
   EFFNET_FAST_TILE(64, 64, 1, name, T)                                            \
   EFFNET_FAST_TILE(64, 128, 1, name, T)                                           \
-  EFFNET_FAST_TILE(128, 128, 1, name, T) EFFNET_FAST_TILE(32, 32, 4, name, T)
+  EFFNET_FAST_TILE(128, 128, 1, name, T)                                          \
+  EFFNET_FAST_TILE(32, 32, 4, name, T)                                            \
+  EFFNET_FAST_EXCITED(32, 32, 4, name, T)
 
 EFFNET_FAST_ALL(float32, float)
 EFFNET_FAST_ALL(float16, __half)
@@ -152,6 +172,7 @@ EFFNET_FAST_ALL(bfloat16, __nv_bfloat16)
 EFFNET_FAST_TILE(128, 96, 1, bfloat16, __nv_bfloat16)
 
 #undef EFFNET_FAST_ALL
+#undef EFFNET_FAST_EXCITED
 #undef EFFNET_FAST_TILE
 #undef EFFNET_FAST_KERNEL
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "squeeze_excite.h"
 
 namespace effnet_fast::cuda {
 
@@ -19,6 +20,12 @@ struct PointwiseConv {
   int32_t gate_offset;           // bytes, in shared memory
   int32_t x_is_aligned;          // all pixels, to 16 bytes
   Epilogue out;
+};
+
+// The gate is made by every block, before its products.
+struct ExcitedPointwiseConv {
+  PointwiseConv conv;
+  SqueezeExcite gate;
 };
 
 }  // namespace effnet_fast::cuda

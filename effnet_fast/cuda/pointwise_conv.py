@@ -13,6 +13,8 @@ from effnet_fast.cuda.divisor import Divisor
 from effnet_fast.cuda.epilogue import Epilogue, address
 from effnet_fast.cuda.gemm import ROW_BYTES, stages_bytes, sums_bytes, threads
 from effnet_fast.cuda.kernels import kernel, suffix
+from effnet_fast.cuda.squeeze_excite import Arguments as ExciteArguments
+from effnet_fast.cuda.squeeze_excite import Excitation, latency, shared_bytes
 from effnet_fast.gpu import cost
 from effnet_fast.gpu.device import Device, Launch
 from effnet_fast.gpu.packing import pack_rows
@@ -20,8 +22,8 @@ from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
 __all__ = [
-    "Tiling", "cycles", "images_of_tile", "joins", "launch", "mean", "pack", "tiles", "tiling",
-    "variants",
+    "EXCITED", "Tiling", "cycles", "images_of_tile", "joins", "launch", "mean", "pack", "tiles",
+    "tiling", "variants",
 ]  # fmt: skip
 
 MEAN_THREADS = 128
@@ -58,6 +60,10 @@ class Tiling:
     split: int = 1
 
 
+# The tile of the kernel that makes its gate.
+EXCITED = Tiling(32, 32, 4)
+
+
 def variants(dtype: torch.dtype) -> tuple[Tiling, ...]:
     """The tiles that there are."""
     sizes = [(128, 32), (128, 64), (64, 64), (64, 128), (128, 128)]
@@ -83,6 +89,12 @@ class Arguments(ctypes.Structure):
     ]
 
 
+class ExcitedArguments(ctypes.Structure):
+    """ExcitedPointwiseConv of csrc/cuda/pointwise_conv.h."""
+
+    _fields_ = [("conv", Arguments), ("gate", ExciteArguments)]
+
+
 def cycles(
     m: int,
     n: int,
@@ -94,6 +106,7 @@ def cycles(
     multiprocessors: int,
     gated: bool = False,
     pooled: bool = False,
+    squeezed: int = 0,
 ) -> float:
     """What a launch with tiles of m pixels x n channels takes, modelled: of an H100's clock.
 
@@ -106,6 +119,8 @@ def cycles(
     multiprocessors : int
     gated, pooled : bool
         Whether x is gated; whether y is made into sums.
+    squeezed : int
+        Channels between the two layers of what makes the gate, if blocks do that themselves.
     """
     size, half = dtype.itemsize, dtype.itemsize == 2
     of_block = images_of_tile(m, images, pixels, dtype, gated) if pooled else 1
@@ -120,14 +135,19 @@ def cycles(
     else:
         step = 1100 + (256 if gated else 0)
     instructions = 350 + 100 * tiles + step * steps / split + 45 * m * n / 128 / warps
+    excited = 2 * cin * squeezed
+    alone = 2000 + 500 * tiles / split
+    if squeezed:
+        instructions += 100 + 20 * excited / 128 / warps
+        alone += latency(cin, squeezed, dtype, 32 * warps)
     return cost.cycles(
         blocks,
         multiprocessors,
         warps * instructions,
         special=cost.SWISH_SPECIAL * m * n,
         products=m * n * 16 * steps * (1 + gated) if half else 0,
-        l2_bytes=(m + n) * cin * size,
-        alone=2000 + 500 * tiles / split,
+        l2_bytes=((m + n) * cin + excited) * size,
+        alone=alone,
     )
 
 
@@ -172,7 +192,7 @@ def launch(
     packed: tuple[DeviceTensor | None, ...],
     y: DeviceTensor | None,
     act: Act,
-    gate: DeviceTensor | None = None,
+    gate: DeviceTensor | Excitation | None = None,
     residual: DeviceTensor | None = None,
     sums: DeviceTensor | None = None,
     cut: Tiling | None = None,
@@ -189,8 +209,8 @@ def launch(
     y : DeviceTensor, optional
         (N, O, H, W) with adjacent channels; None with ``sums``.
     act : Act
-    gate : DeviceTensor, optional
-        (N, C), contiguous.
+    gate : DeviceTensor or Excitation, optional
+        (N, C), contiguous; or what it is made of, for tiles of ``EXCITED``.
     residual : DeviceTensor, optional
         As y.
     sums : DeviceTensor, optional
@@ -202,15 +222,19 @@ def launch(
     weight, bias = packed
     cout, depth = weight.shape
     size = x.dtype.itemsize
-    cut = cut or _tiling(device, x, cout, sums is not None)
+    excited = gate if isinstance(gate, Excitation) else None
+    cut = cut or (EXCITED if excited else _tiling(device, x, cout, sums is not None))
     pixels = h * w
     # Rows that follow each other without a gap are one, and so are images, but for sums.
     strides = [t.map_strides for t in (x, residual, y) if t is not None]
     joined = h == 1 or all(row == w * pixel for _, row, pixel in strides)
     gate_offset = max(stages_bytes(cut.m + cut.n, cin, size), sums_bytes(cut.m, cut.n))
+    if excited:
+        gate_offset = max(gate_offset, -(-shared_bytes(1, cin, excited.squeezed) // 16) * 16)
     padded = -(-cin * size // ROW_BYTES) * ROW_BYTES
     own, gates = pixels, 0 if gate is None else 1  # of an image; images of a block's pixels
-    if joins(x.dtype, sums is not None) and n * pixels < MOST_PIXELS and n > 1:
+    can_join = joins(x.dtype, sums is not None) and not excited
+    if can_join and n * pixels < MOST_PIXELS and n > 1:
         several = gates * min((cut.m - 2) // own + 2, n)
         adjacent = joined and all(image == pixels * pixel for image, _, pixel in strides)
         if adjacent and gate_offset + several * padded <= SHARED:
@@ -221,7 +245,7 @@ def launch(
     blocks = (-(-pixels // cut.m), -(-cout // cut.n))
     image, row, pixel = x.map_strides
     arguments = Arguments(
-        x=x.address, weight=weight.address, gate=address(gate),
+        x=x.address, weight=weight.address, gate=0 if excited else address(gate),
         x_image=image, x_row=row, x_pixel=pixel,
         cin=cin, weight_depth=depth, pixels=pixels, images=n, half_rows=cut.m // of_tile,
         channel_tiles=Divisor.of(blocks[1]), tiles=Divisor.of(blocks[0]),
@@ -229,14 +253,17 @@ def launch(
         out=Epilogue.of(cout, act, bias, y, residual, sums, pixels if joined else w),
     )  # fmt: skip
     named = {
-        "x": x, "weight": weight, "bias": bias, "gate": gate, "residual": residual, "y": y,
-        "sums": sums,
+        "x": x, "weight": weight, "bias": bias, "gate": None if excited else gate,
+        "residual": residual, "y": y, "sums": sums,
     }  # fmt: skip
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    gated = "_gated" if gate is not None else ""
+    gating = "" if gate is None else "_excited" if excited else "_gated"
+    if excited:
+        arguments = ExcitedArguments(arguments, excited.arguments())
+        given |= {f"gate's {name}": tensor for name, tensor in excited.reads().items()}
     return Launch(
         kernel(
-            device, "pointwise_conv", f"pointwise_conv{gated}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
+            device, "pointwise_conv", f"pointwise_conv{gating}_{cut.m}x{cut.n}_{suffix(x.dtype)}"
         ),
         grid=(-(-n // of_tile) * blocks[0] * blocks[1],),
         block=(threads(cut.m, cut.n, size, cut.split),),

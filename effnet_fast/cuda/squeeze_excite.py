@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
 
 from effnet_fast.cuda.kernels import kernel, suffix
 from effnet_fast.gpu.device import Device, Launch
@@ -10,7 +14,7 @@ from effnet_fast.gpu.packing import pack_squeeze_excite as pack
 from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.network import Act
 
-__all__ = ["images_of_block", "launch", "pack"]
+__all__ = ["Excitation", "images_of_block", "latency", "launch", "pack", "shared_bytes"]
 
 THREADS = 256
 SHARED = 48 << 10  # bytes, without a function attribute
@@ -27,6 +31,50 @@ class Arguments(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class Excitation:
+    """What a gate is made of: gate_act(w2 act(w1 mean + b1) + b2).
+
+    Attributes
+    ----------
+    sums : (N, tiles, C), float32, contiguous, N at least 1: the mean is their sum over the tiles,
+        divided by ``pixels``.
+    packed : what :func:`pack` returned.
+    """
+
+    sums: DeviceTensor
+    pixels: int
+    packed: tuple[DeviceTensor | None, ...]
+    act: Act
+    gate_act: Act
+
+    @property
+    def squeezed(self) -> int:
+        """Channels between."""
+        return self.packed[0].shape[0]
+
+    def arguments(self, gate: DeviceTensor | None = None) -> Arguments:
+        """SqueezeExcite; without a gate for a kernel that keeps it to itself."""
+        n, tiles, c = self.sums.shape
+        w1, b1, w2, b2 = self.packed
+        quad = 4 * w1.dtype.itemsize
+        return Arguments(
+            sums=self.sums.address, w1=w1.address, b1=0 if b1 is None else b1.address,
+            w2=w2.address, b2=0 if b2 is None else b2.address,
+            gate=0 if gate is None else gate.address,
+            images=n, tiles=tiles, channels=c, squeezed=self.squeezed,
+            scale=1 / self.pixels,
+            act=self.act, gate_act=self.gate_act,
+            is_aligned=c % 4 == 0 and all(t.address % quad == 0 for t in (w1, w2)),
+        )  # fmt: skip
+
+    def reads(self) -> Mapping[str, DeviceTensor]:
+        """Tensors by their names."""
+        names = "sums", "w1", "b1", "w2", "b2"
+        given = zip(names, (self.sums, *self.packed), strict=True)
+        return {name: tensor for name, tensor in given if tensor is not None}
+
+
 def launch(
     device: Device,
     sums: DeviceTensor,
@@ -37,58 +85,54 @@ def launch(
     gate_act: Act,
     images: int | None = None,
 ) -> Launch:
-    """Compute gate = gate_act(w2 act(w1 mean + b1) + b2).
+    """Compute gate = gate_act(w2 act(w1 mean + b1) + b2): see :class:`Excitation`.
 
     Parameters
     ----------
     device : Device
     sums : DeviceTensor
-        (N, tiles, C), float32, contiguous, N at least 1: the mean is their sum over the tiles,
-        divided by ``pixels``.
     pixels : int
     packed : tuple of DeviceTensor or None
-        What :func:`pack` returned.
     gate : DeviceTensor
         (N, C), contiguous, of the weights' type.
     act, gate_act : Act
     images : int, optional
         Of a block, other than :func:`images_of_block` says.
     """
-    n, tiles, c = sums.shape
-    w1, b1, w2, b2 = packed
-    squeezed = w1.shape[0]
-    quad = 4 * w1.dtype.itemsize
+    n, _, c = sums.shape
+    excitation = Excitation(sums, pixels, packed, act, gate_act)
+    squeezed = excitation.squeezed
     images = images or images_of_block(n, c, squeezed, device.attributes["multiprocessor_count"])
-    arguments = Arguments(
-        sums=sums.address, w1=w1.address, b1=0 if b1 is None else b1.address,
-        w2=w2.address, b2=0 if b2 is None else b2.address, gate=gate.address,
-        images=n, tiles=tiles, channels=c, squeezed=squeezed,
-        scale=1 / pixels,
-        act=act, gate_act=gate_act,
-        is_aligned=c % 4 == 0 and all(t.address % quad == 0 for t in (w1, w2)),
-    )  # fmt: skip
-    named = {"sums": sums, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    reads = excitation.reads()
     return Launch(
-        kernel(device, "squeeze_excite", f"squeeze_excite_{images}_{suffix(w1.dtype)}"),
+        kernel(device, "squeeze_excite", f"squeeze_excite_{images}_{suffix(gate.dtype)}"),
         grid=(-(-n // images),),
         block=(THREADS,),
-        shared=_shared(images, c, squeezed),
-        arguments=(arguments,),
+        shared=shared_bytes(images, c, squeezed),
+        arguments=(excitation.arguments(gate),),
         regions=(
-            *(t.region(name, "r") for name, t in named.items() if t is not None),
+            *(t.region(name, "r") for name, t in reads.items()),
             gate.region("gate", "w"),
         ),
-        alive=(*named.values(), gate),
+        alive=(*reads.values(), gate),
     )
 
 
 def images_of_block(n: int, c: int, squeezed: int, multiprocessors: int) -> int:
     """As many as leave few multiprocessors idle: they share the weights that a block reads."""
     for images in (4, 2):
-        if 8 * n >= 7 * images * multiprocessors and _shared(images, c, squeezed) <= SHARED:
+        if 8 * n >= 7 * images * multiprocessors and shared_bytes(images, c, squeezed) <= SHARED:
             return images
     return 1
 
 
-def _shared(images: int, c: int, squeezed: int) -> int:
+def latency(c: int, squeezed: int, dtype: torch.dtype, threads: int = THREADS) -> float:
+    """Modelled cycles of a block that has a multiprocessor for itself: a thread has some 30 bytes
+    of the weights on their way, which take some 500 cycles.
+    """
+    return 3000 + 2 * c * squeezed * dtype.itemsize * 16 / threads
+
+
+def shared_bytes(images: int, c: int, squeezed: int) -> int:
+    """Of a block for so many images."""
     return 4 * images * (-(-c // 4) * 4 + squeezed)

@@ -218,7 +218,7 @@ def report(
         arena = engine.planned_arena_bytes(batch)
     rows = []
     for choice in choices:
-        others = {o.name: 1e6 * o.seconds for o in choice.options[1:]}
+        others = {o.name: 1e6 * o.seconds for o in reversed(choice.options[1:])}  # the fastest
         for task in choice.options[0].tasks:
             counted = counts[len(rows)] if counts else None
             rows.append(_row(task, others, counted, images, batch, target, constants))

@@ -6,6 +6,7 @@ for, which need not be there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ import torch
 from ..cuda import depthwise_conv as cuda_depthwise
 from ..cuda import expand_depthwise as cuda_expand
 from ..cuda import pointwise_conv as cuda_pointwise
+from ..cuda import squeeze_excite as cuda_squeeze
 from ..gpu import cost
 from ..gpu.device import Device, Launch
 from ..gpu.targets import Target
 from ..gpu.tensor import DeviceTensor
-from ..network import Act, DepthwiseConv, PointwiseConv, StemConv
+from ..network import Act, DepthwiseConv, PointwiseConv, SqueezeExcite
 from ..ops.gpu_step import host_side
 from ..plan import Plan, Stage, Step
 
@@ -194,31 +196,30 @@ class _Lowering:
         choices = []
         steps = list(self.stage.steps)
         while steps:
-            step, *rest = steps
-            ways = {
-                "stem_conv": self.stem,
-                "pointwise_conv": self.pointwise,
-                "depthwise_conv": self.depthwise,
-                "expand_depthwise": self.expand_depthwise,
-                "squeeze_excite": self.squeeze_excite,
-                "fused_mbconv": self.fused_mbconv,
-                "classifier": self.classifier,
-            }[step.operator]
-            joined = self.stem_depthwise(step, rest[0]) if rest else None
+            step, *following = steps[:2]
+            options, done = list(self.ways(step)), (step,)
+            joined = self.joined(step, *following) if following else None
             if joined is not None:
-                apart = next(ways(step)), next(self.depthwise(rest[0]))
-                both = Option(
-                    "stem_conv, depthwise_conv",
-                    (*apart[0].tasks, *apart[1].tasks),
-                    {**apart[0].specs, **apart[1].specs},
-                )
-                options, done, rest = [joined, both], (step, rest[0]), rest[1:]
-            else:
-                options, done = list(ways(step)), (step,)
+                done = (step, *following)
+                name = ", ".join(s.operator for s in done)
+                after = functools.partial(self.ways, *following)
+                options = [joined, *self.both(name, options, after)]
             choices.append(self.choose(done, options, measure))
             self.specs.update(choices[-1].options[0].specs)
-            steps = rest
+            steps = steps[len(done) :]
         return choices, self.specs
+
+    def ways(self, step: Step) -> Iterator[Option]:
+        """To do a step by itself."""
+        return {
+            "stem_conv": self.stem,
+            "pointwise_conv": self.pointwise,
+            "depthwise_conv": self.depthwise,
+            "expand_depthwise": self.expand_depthwise,
+            "squeeze_excite": self.squeeze_excite,
+            "fused_mbconv": self.fused_mbconv,
+            "classifier": self.classifier,
+        }[step.operator](step)
 
     def choose(
         self, steps: tuple[Step, ...], options: list[Option], measure: Measurement | None
@@ -311,16 +312,30 @@ class _Lowering:
             )  # fmt: skip
             yield Option(f"stem_conv ({language})", (task,), {node.name: spec})
 
-    def stem_depthwise(self, step: Step, following: Step) -> Option | None:
-        """A stem and the depthwise convolution that alone reads it, in one kernel."""
-        node, then = step.nodes[0], following.nodes[-1]
-        if "cuda" not in self.languages or not isinstance(node, StemConv):
+    def joined(self, step: Step, following: Step) -> Option | None:
+        """One kernel for what makes a value and for what alone reads it, where there is one."""
+        node, then = step.nodes[-1], following.nodes[-1]
+        if "cuda" not in self.languages or node.name in self.outside:
             return None
-        if following.operator != "depthwise_conv" or then.x != node.name:
+        if self.readers(node.name) != 1:
             return None
-        if node.name in self.outside or self.readers(node.name) != 1:
-            return None
-        return self.ring(then, following.window, node, step.window)
+        pair = step.operator, following.operator
+        if pair == ("stem_conv", "depthwise_conv") and then.x == node.name:
+            return self.ring(then, following.window, node, step.window)
+        if pair == ("squeeze_excite", "pointwise_conv") and then.gate == node.name:
+            return self.excited_pointwise(node, step.pixels, then)
+        return None
+
+    def both(
+        self, name: str, before: Iterable[Option], after: Callable[[], Iterable[Option]]
+    ) -> Iterator[Option]:
+        """Every way of the first, and every way of what reads it."""
+        for first in before:
+            known, self.specs = self.specs, {**self.specs, **first.specs}
+            for second in after():
+                tasks, specs = (*first.tasks, *second.tasks), {**first.specs, **second.specs}
+                yield Option(name, tasks, specs)
+            self.specs = known
 
     def readers(self, name: str) -> int:
         return sum(self.name(n) == name for step in self.plan.steps for n in step.reads())
@@ -447,15 +462,11 @@ class _Lowering:
         # Two kernels, with the wide map in memory.
         _, h, w = self.map_size(first.x)
         wide = Spec((first.weight.shape[0], h, w), self.dtype)
-        for before in self.pointwise_of(first, wide):
-            known, self.specs = self.specs, {**self.specs, **before.specs}
-            for after in self.depthwise_of(node, step.window, wide):
-                yield Option(
-                    "pointwise_conv, depthwise_conv",
-                    (*before.tasks, *after.tasks),
-                    {**before.specs, **after.specs},
-                )
-            self.specs = known
+        yield from self.both(
+            "pointwise_conv, depthwise_conv",
+            self.pointwise_of(first, wide),
+            lambda: self.depthwise_of(node, step.window, wide),
+        )
 
     def pointwise(self, step: Step) -> Iterator[Option]:
         (node,) = step.nodes
@@ -545,24 +556,61 @@ class _Lowering:
                 packed = w.get(
                     (node.name, side), lambda: side.pack(node.w1, node.b1, node.w2, node.b2)
                 )
-                sums = t[self.name(node.sums)]
-                if len(sums.shape) == 2:  # of whole images
-                    n, c = sums.shape
-                    sums = replace(sums, shape=(n, 1, c), strides=(c, c, 1))
+                sums = by_tile(t[self.name(node.sums)])
                 return side.launch(
                     device, sums, step.pixels, packed, flat(t[node.name]), node.act, node.gate_act,
                     **options,
                 )  # fmt: skip
 
-            # Every block reads all weights; some 8 bytes a cycle while nothing else runs.
-            own = 2 * node.w1.nbytes / 16 + 3000
+            # Every block reads all weights.
             blocks = -(-self.batch // images)
-            cycles = -(-blocks // (4 * self.target.multiprocessors)) * own
+            waves = -(-blocks // (4 * self.target.multiprocessors))
+            cycles = waves * cuda_squeeze.latency(c, squeezed, self.dtype)
             task = self.task(
                 "squeeze_excite", language, node.name, make, (node.sums,), {node.name: spec},
                 2 * node.w1.nbytes, cycles, blocks, images=images,
             )  # fmt: skip
             yield Option(f"squeeze_excite ({language})", (task,), {node.name: spec})
+
+    def excited_pointwise(
+        self, node: SqueezeExcite, over: int, project: PointwiseConv
+    ) -> Option | None:
+        """A pointwise convolution whose blocks make the gate, of sums over so many pixels."""
+        if project.pool:
+            return None
+        cin, h, w = self.map_size(project.x)
+        y, cut = self.spec_of(project.name), cuda_pointwise.EXCITED
+        cout, squeezed = project.weight.shape[0], node.w1.shape[0]
+        cycles = cuda_pointwise.cycles(
+            cut.m, cut.n, self.batch, h * w, cin, cout, self.dtype, self.target.multiprocessors,
+            gated=True, squeezed=squeezed,
+        )  # fmt: skip
+
+        def make(device: Device, t: Tensors, w: Weights) -> Launch:
+            layers = w.get(
+                (node.name, cuda_squeeze),
+                lambda: cuda_squeeze.pack(node.w1, node.b1, node.w2, node.b2),
+            )
+            packed = w.get(
+                (project.name, cuda_pointwise),
+                lambda: cuda_pointwise.pack(project.weight, project.bias),
+            )
+            sums = by_tile(t[self.name(node.sums)])
+            gate = cuda_squeeze.Excitation(sums, over, layers, node.act, node.gate_act)
+            residual = None if project.residual is None else t[self.name(project.residual)]
+            return cuda_pointwise.launch(
+                device, t[self.name(project.x)], packed, t[project.name], project.act, gate,
+                residual, None, cut,
+            )  # fmt: skip
+
+        specs = {project.name: y}
+        task = self.task(
+            "excited_pointwise_conv", "cuda", project.name, make,
+            (project.x, node.sums, project.residual), specs,
+            2 * node.w1.nbytes + project.weight.nbytes, cycles,
+            self.batch * -(-h * w // cut.m) * -(-cout // cut.n), f"{cut.m}x{cut.n}",
+        )  # fmt: skip
+        return Option("excited_pointwise_conv (cuda)", (task,), specs)
 
     def fused_mbconv(self, step: Step) -> Iterator[Option]:
         first, node = step.nodes[0], step.nodes[-1]
@@ -604,14 +652,10 @@ class _Lowering:
                 {first.name: wide}, first.weight.nbytes, cycles,
                 -(-self.batch * out_h * out_w // 128) * -(-mid // 64),
             )  # fmt: skip
-            known, self.specs = self.specs, {**self.specs, first.name: wide}
-            for after in self.pointwise_of(project, y):
-                yield Option(
-                    "fused_mbconv, pointwise_conv",
-                    (task, *after.tasks),
-                    {first.name: wide, **after.specs},
-                )
-            self.specs = known
+            before = Option("fused_mbconv", (task,), {first.name: wide})
+            yield from self.both(
+                "fused_mbconv, pointwise_conv", [before], lambda: self.pointwise_of(project, y)
+            )
 
     def convolve(
         self,
@@ -662,6 +706,14 @@ def flat(x: DeviceTensor) -> DeviceTensor:
     """A map of one pixel as (N, C)."""
     n, c = x.shape[:2]
     return replace(x, shape=(n, c), strides=(x.strides[0], 1))
+
+
+def by_tile(sums: DeviceTensor) -> DeviceTensor:
+    """Sums as (N, tiles, C): those of whole images have one."""
+    if len(sums.shape) == 3:
+        return sums
+    n, c = sums.shape
+    return replace(sums, shape=(n, 1, c), strides=(c, c, 1))
 
 
 def rows(x: DeviceTensor) -> DeviceTensor:

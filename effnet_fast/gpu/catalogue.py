@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from effnet_fast.cuda import expand_depthwise, fused_mbconv, pointwise_conv
+from effnet_fast.cuda import expand_depthwise, fused_mbconv, pointwise_conv, squeeze_excite
 from effnet_fast.cuda.depthwise_conv import VARIANTS
 from effnet_fast.cuda.kernels import suffix
 from effnet_fast.errors import ArgumentError, BackendError, CompileError, GpuError
@@ -130,9 +130,7 @@ def _squeeze_example(
         side, c = host_side(language, "squeeze_excite"), 24 * squeezed
         # As many images as it takes to have so many in a block.
         n = 1 if images == 1 else images * device.attributes["multiprocessor_count"]
-        weights = (torch.randn(squeezed, c), torch.randn(squeezed), torch.randn(c, squeezed))
-        packed = side.pack(*(w.to(dtype) for w in weights), torch.randn(c).to(dtype))
-        uploaded = tuple(DeviceTensor.upload(device, w) for w in packed)
+        uploaded = _layers(device, side, c, squeezed, dtype)
         sums = _operand(device, (n, 2, c), torch.float32)
         gate = _output(device, (n, c), dtype)
         return side.launch(device, sums, 196, uploaded, gate, Act.SWISH, Act.SIGMOID)
@@ -146,6 +144,15 @@ POINTWISE = {
     "project": (240, 40, 28, ("gate", "residual")),
     "head": (320, 1280, 7, ("act", "sums")),
 }
+
+
+def _layers(
+    device: Device, side: Any, c: int, squeezed: int, dtype: torch.dtype
+) -> tuple[DeviceTensor, ...]:
+    """Constants of squeeze-and-excite."""
+    shapes = (squeezed, c), (squeezed,), (c, squeezed), (c,)
+    packed = side.pack(*(torch.randn(shape).to(dtype) for shape in shapes))
+    return tuple(DeviceTensor.upload(device, w) for w in packed)
 
 
 def _pointwise_cut(layer: str, dtype: torch.dtype) -> Any:
@@ -182,6 +189,20 @@ def _pointwise_example(
             y = _output(device, (1, cout, size, size), dtype)
         act = Act.SWISH if "act" in fused else Act.NONE
         return side.launch(device, x, packed, y, act, gate, residual, sums, tile)
+
+    return example
+
+
+def _excited_example(dtype: torch.dtype) -> Callable[[Device, CompiledKernel], Launch]:
+    def example(device: Device, _: CompiledKernel) -> Launch:
+        cin, cout, size, _ = POINTWISE["project"]
+        x, residual = (_operand(device, (1, c, size, size), dtype) for c in (cin, cout))
+        sums = _operand(device, (1, 2, cin), torch.float32)
+        layers = _layers(device, squeeze_excite, cin, cin // 24, dtype)
+        gate = squeeze_excite.Excitation(sums, size * size, layers, Act.SWISH, Act.SIGMOID)
+        packed = _packed(device, pointwise_conv, (cout, cin), dtype)
+        y = _output(device, (1, cout, size, size), dtype)
+        return pointwise_conv.launch(device, x, packed, y, Act.NONE, gate, residual)
 
     return example
 
@@ -329,6 +350,9 @@ def _cuda() -> Iterator[CatalogueEntry]:
             layer = "project" if gated else "expand"
             example = _pointwise_example("cuda", layer, dtype, tile)
             yield _cuda_entry("pointwise_conv", name, example)
+        cut = pointwise_conv.EXCITED
+        name = f"pointwise_conv_excited_{cut.m}x{cut.n}_{suffix(dtype)}"
+        yield _cuda_entry("pointwise_conv", name, _excited_example(dtype))
         name = f"pointwise_conv_mean_{suffix(dtype)}"
         example = functools.partial(_mean_example, "cuda", dtype)
         yield _cuda_entry("pointwise_conv", name, example)
