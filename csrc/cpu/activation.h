@@ -8,28 +8,28 @@
 
 namespace effnet_fast::EFFNET_FAST_ISA {
 
-// 1 + exp(-x) for x in [kExpLowest, inf); infinity below -88.38.
-// exp(-x) = 2^n exp(-r), n = round(-x / ln 2), r = x + n ln 2, and a minimax polynomial in r of
-// relative error 1.1e-7.
-constexpr float kExpLowest = -88.9f;
+// 1 + exp(-x) for x in [kExpLowest, inf); infinity at kExpLowest. exp(-x) = 2^(n / 8) exp(-r),
+// n = round(-8 x / ln 2), r = x + n ln 2 / 8, and a minimax polynomial in r, of relative error
+// 2.5e-8. Whole powers of 2 would need two more multiply-adds, the units for which are what an
+// activation keeps busy; looking up an eighth does not.
+constexpr float kExpLowest = -88.75f;
 EFFNET_FAST_INLINE Vec one_plus_exp_neg(Vec x) {
-  const Vec clamped = min(broadcast(88.0f), x);
-  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, + 127, in the low bits.
-  const Vec round = broadcast(12583039.0f);
-  const Vec n_bits = fma(clamped, broadcast(-1.44269504f), round);
+  // Beyond, the sum is 1 in any case; and no exponential is denormal.
+  const Vec clamped = min(broadcast(80.0f), x);
+  // 1.5 * 2^23 + 8 * 127: adding it leaves the nearest integer, + 8 * 127, in the low bits.
+  const Vec round = broadcast(12583928.0f);
+  const Vec n_bits = fma(clamped, broadcast(-11.5415603f), round);
   const Vec n = n_bits - round;
   Vec r;
   if constexpr (kFmaRoundsOnce) {
-    r = fma(n, broadcast(0.693147181f), clamped);
-  } else {  // ln 2 in two parts: the product with the first, of 9 bits, is exact
-    r = fma(n, broadcast(-2.12194440e-4f), fma(n, broadcast(0.693359375f), clamped));
+    r = fma(n, broadcast(0.0866433976f), clamped);
+  } else {  // ln 2 / 8 in two parts: the product with the first, of 9 bits, is exact
+    r = fma(n, broadcast(-2.65243050e-5f), fma(n, broadcast(0.086669921875f), clamped));
   }
-  Vec p = fma(r, broadcast(-0.008312287740409374f), broadcast(0.04189230129122734f));
-  p = fma(r, p, broadcast(-0.16667123138904572f));
-  p = fma(r, p, broadcast(0.49999216198921204f));
+  Vec p = fma(r, broadcast(-0.166666667f), broadcast(0.5000648f));
   p = fma(r, p, broadcast(-1.0f));
   p = fma(r, p, broadcast(1.0f));
-  return fma(p, exp2_of_bits(n_bits), broadcast(1.0f));
+  return fma(p, exp2_of_eighths(n_bits), broadcast(1.0f));
 }
 
 // A division takes no longer than rcp and a Newton step here, and gives the same bits on every

@@ -11,8 +11,11 @@ namespace {
 
 constexpr int64_t kChunk = 128;  // channels of a work item; a multiple of kLanes
 
-// Outputs that share their loads: with the weights of a row of 9 taps they fill the registers.
-constexpr int kDepthwiseColumns = kRegisters >= 16 ? 6 : 4;
+// Outputs that share their loads: as many chains as multiply-adds are under way at a time. With the
+// weights of a row of taps and an input they fill the registers.
+constexpr int columns_at_once(int64_t taps) {
+  return kRegisters < 16 ? 4 : taps <= 7 ? 8 : 6;
+}
 
 template <int kCount, class Lanes>
 EFFNET_FAST_INLINE void finish_columns(const DepthwiseRow& d, int64_t c, int64_t x,
@@ -74,7 +77,7 @@ void depthwise_column(const DepthwiseRow& d, int64_t x, int64_t first_tap, int64
 
 using DepthwiseColumns = void (*)(const DepthwiseRow&, int64_t x);
 
-template <int kTaps, int kStride, int kCount = kDepthwiseColumns>
+template <int kTaps, int kStride, int kCount = columns_at_once(kTaps)>
 DepthwiseColumns columns_kernel_of(int64_t count) {
   if constexpr (kCount == 0) {
     return nullptr;
@@ -123,7 +126,7 @@ void depthwise_row(const DepthwiseRow& d) {
     }
   };
   by_column(0, interior);
-  const int64_t count = interior_end - interior, blocks = ceil_div(count, kDepthwiseColumns);
+  const int64_t count = interior_end - interior, blocks = ceil_div(count, columns_at_once(w.kw));
   for (int64_t i = 0, x = 0; i < blocks; ++i) {
     const int64_t end = count * (i + 1) / blocks;
     columns_kernel(w, end - x)(d, interior + x);

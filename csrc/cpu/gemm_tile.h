@@ -25,7 +25,6 @@ struct TileArgs {
   int64_t y_channel, residual_channel;  // where the panel starts
   float* const* y;
   const float* const* residual;
-  Act act;
   // Sums of the runs so far, kept between two chunks of input channels; null for a chunk that is
   // first and last.
   float* partial;
@@ -33,87 +32,193 @@ struct TileArgs {
   bool first, last;
 };
 
+// acc += the products of input channels [begin, end) of kRows pixels with rows of b.
+template <int kRows, int kVecs>
+EFFNET_FAST_INLINE void multiply(const float* const (&a)[kRows], const float* b, int64_t begin,
+                                 int64_t end, Vec (&acc)[kRows][kVecs]) {
+  for (int64_t k = begin; k < end; ++k, b += kVecs * kLanes) {
+    Vec row[kVecs];
+    for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec x = broadcast(a[r][k]);
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
+    }
+  }
+}
+
+template <int kRows, int kVecs>
+EFFNET_FAST_INLINE void clear(Vec (&acc)[kRows][kVecs]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
+  }
+}
+
+// acc, or a sum in memory and acc, goes to memory.
+template <int kRows, int kVecs>
+EFFNET_FAST_INLINE void add_to(float* sum, int64_t stride, bool is_first,
+                               const Vec (&acc)[kRows][kVecs]) {
+  if (is_first) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) store(sum + r * stride + v * kLanes, acc[r][v]);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) {
+        float* const at = sum + r * stride + v * kLanes;
+        store(at, load(at) + acc[r][v]);
+      }
+    }
+  }
+}
+
+// x, of which the compiler knows nothing: what depends on it, or on memory, is not loaded before. A
+// bias or a mask that waits in registers takes them from the rows of B.
+template <class T>
+EFFNET_FAST_INLINE T opaque(T x) {
+  asm volatile("" : "+r"(x) : : "memory");
+  return x;
+}
+
+// The last vector of a panel may be stored in part.
+template <int kRows, int kVecs, class Last>
+EFFNET_FAST_INLINE void finish_tile(const TileArgs& t, int64_t first, const float* bias,
+                                    const Vec (&acc)[kRows][kVecs], Last last) {
+  constexpr int kLast = (kVecs - 1) * kLanes;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* const y = t.y[first + r] + t.y_channel;
+    Vec sum[kVecs];
+    for (int v = 0; v < kVecs; ++v) sum[v] = acc[r][v] + load(bias + v * kLanes);
+    if (t.residual) {
+      const float* const residual = t.residual[first + r] + t.residual_channel;
+      for (int v = 0; v < kVecs - 1; ++v) sum[v] = sum[v] + load(residual + v * kLanes);
+      sum[kVecs - 1] = sum[kVecs - 1] + load(residual + kLast, last);
+    }
+    for (int v = 0; v < kVecs - 1; ++v) store(y + v * kLanes, sum[v]);
+    store(y + kLast, sum[kVecs - 1], last);
+  }
+}
+
 template <int kRows, int kVecs>
 static void gemm_tiles(const TileArgs& t) {
   constexpr int kLast = (kVecs - 1) * kLanes;  // where the panel's last vector starts
   const bool full = t.channels == kVecs * kLanes;
-  const Tail tail(t.channels - kLast);
-  Vec bias[kVecs];
-  for (int v = 0; v < kVecs; ++v) bias[v] = zero();
+  alignas(64) float bias[kVecs * kLanes] = {};
   if (t.bias) {
-    for (int v = 0; v < kVecs - 1; ++v) bias[v] = load(t.bias + v * kLanes);
-    bias[kVecs - 1] = full ? load(t.bias + kLast) : load(t.bias + kLast, tail);
+    for (int v = 0; v < kVecs - 1; ++v) store(bias + v * kLanes, load(t.bias + v * kLanes));
+    store(bias + kLast, load(t.bias + kLast, Tail(t.channels - kLast)));
   }
+  const float* const padded_bias = bias;
+  const bool is_one_run = t.taps == 1 && t.depth <= kRun && t.first;
+  alignas(64) float own[kRows * kVecs * kLanes];
   for (int64_t first = 0; first < t.tiles * kRows; first += kRows) {
     Vec acc[kRows][kVecs];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
-    }
-    // The sum of the runs so far: between two chunks of input channels in the caller's memory.
-    alignas(64) float own[kRows * kVecs * kLanes];
-    float* total = t.partial ? t.partial + first * t.partial_stride : own;
-    const int64_t stride = t.partial ? t.partial_stride : kVecs * kLanes;
-    bool summed = !t.first;
-    const auto end_run = [&] {
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVecs; ++v) {
-          float* sum = total + r * stride + v * kLanes;
-          store(sum, summed ? load(sum) + acc[r][v] : acc[r][v]);
-          acc[r][v] = zero();
-        }
-      }
-      summed = true;
-    };
-    const float* b = t.b;
+    clear(acc);
     const float* const* pointers = t.a + first;
-    int64_t length = 0;  // of the run at hand
-    for (int64_t tap = 0; tap < t.taps; ++tap, pointers += t.tap_stride) {
-      const float* a[kRows];
-      for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
-      for (int64_t k = 0; k < t.depth;) {
-        if (length == kRun) {
-          end_run();
-          length = 0;
+    const float* a[kRows];
+    for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
+    // The sum of the runs so far: between two chunks of input channels in the caller's memory.
+    float* const total = t.partial ? t.partial + first * t.partial_stride : own;
+    const int64_t stride = t.partial ? t.partial_stride : kVecs * kLanes;
+    if (is_one_run) {
+      multiply(a, t.b, 0, t.depth, acc);
+      if (!t.last) {
+        add_to(total, stride, true, acc);
+        continue;
+      }
+    } else {
+      bool is_first = t.first;
+      const float* b = t.b;
+      int64_t length = 0;  // of the run at hand
+      for (int64_t tap = 0; tap < t.taps; ++tap) {
+        if (tap > 0) {
+          pointers += t.tap_stride;
+          for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
         }
-        const int64_t end = least(k + kRun - length, t.depth);
-        length += end - k;
-        for (; k < end; ++k, b += kVecs * kLanes) {
-          Vec row[kVecs];
-          for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
-          for (int r = 0; r < kRows; ++r) {
-            const Vec x = broadcast(a[r][k]);
-            for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
+        for (int64_t k = 0; k < t.depth;) {
+          if (length == kRun) {
+            add_to(total, stride, is_first, acc);
+            clear(acc);
+            is_first = false;
+            length = 0;
           }
+          const int64_t end = least(k + kRun - length, t.depth);
+          multiply(a, b, k, end, acc);
+          b += (end - k) * kVecs * kLanes;
+          length += end - k;
+          k = end;
+        }
+      }
+      if (!t.last) {
+        add_to(total, stride, is_first, acc);
+        continue;
+      }
+      if (!is_first) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          for (int v = 0; v < kVecs; ++v)
+            acc[r][v] = load(total + r * stride + v * kLanes) + acc[r][v];
         }
       }
     }
-    if (!t.last) {
-      end_run();
-      continue;
+    if (full) {
+      finish_tile(t, first, opaque(padded_bias), acc, Full());
+    } else {
+      finish_tile(t, first, opaque(padded_bias), acc, Tail(opaque(t.channels - kLast)));
     }
-    if (summed) {
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVecs; ++v)
-          acc[r][v] = load(total + r * stride + v * kLanes) + acc[r][v];
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      float* y = t.y[first + r] + t.y_channel;
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = acc[r][v] + bias[v];
-      activate(t.act, acc[r]);
-      if (t.residual) {
-        const float* residual = t.residual[first + r] + t.residual_channel;
-        for (int v = 0; v < kVecs - 1; ++v) acc[r][v] = acc[r][v] + load(residual + v * kLanes);
-        acc[r][kVecs - 1] =
-            acc[r][kVecs - 1] + (full ? load(residual + kLast) : load(residual + kLast, tail));
-      }
-      for (int v = 0; v < kVecs - 1; ++v) store(y + v * kLanes, acc[r][v]);
-      if (full) {
-        store(y + kLast, acc[r][kVecs - 1]);
-      } else {
-        store(y + kLast, acc[r][kVecs - 1], tail);
-      }
-    }
+  }
+}
+
+template <int kPixels, int kVecs, class Last>
+EFFNET_FAST_INLINE void activate_pixels(Act act, float* const* y, int64_t channel, Last last) {
+  constexpr int kLast = (kVecs - 1) * kLanes;
+  float* at[kPixels];
+  Vec x[kPixels * kVecs];
+  for (int p = 0; p < kPixels; ++p) {
+    at[p] = y[p] + channel;
+    for (int v = 0; v < kVecs - 1; ++v) x[p * kVecs + v] = load(at[p] + v * kLanes);
+    x[p * kVecs + kVecs - 1] = load(at[p] + kLast, last);
+  }
+  activate(act, x);
+  for (int p = 0; p < kPixels; ++p) {
+    for (int v = 0; v < kVecs - 1; ++v) store(at[p] + v * kLanes, x[p * kVecs + v]);
+    store(at[p] + kLast, x[p * kVecs + kVecs - 1], last);
+  }
+}
+
+// y = act(y), of a panel's channels. Not within the tiles, whose accumulators leave no registers to
+// an activation: the block is in L1 still.
+template <int kVecs>
+static void activate_panel(Act act, float* const* y, int64_t pixels, int64_t channel,
+                           int64_t channels) {
+  constexpr int kAtOnce = 6 / kVecs;
+  const auto run = [&](auto last) {
+    int64_t p = 0;
+    for (; p + kAtOnce <= pixels; p += kAtOnce)
+      activate_pixels<kAtOnce, kVecs>(act, y + p, channel, last);
+    for (; p < pixels; ++p) activate_pixels<1, kVecs>(act, y + p, channel, last);
+  };
+  // A store of part of a vector takes as long as a dozen whole ones on some processors.
+  if (channels == kVecs * kLanes) {
+    run(Full());
+  } else {
+    run(Tail(channels - (kVecs - 1) * kLanes));
+  }
+}
+
+// y += residual
+static void add_residual(const Pixels& pixels, int64_t y_channel, int64_t residual_channel,
+                         int64_t channels) {
+  for (int64_t p = 0; p < pixels.count; ++p) {
+    float* const y = pixels.y[p] + y_channel;
+    const float* const residual = pixels.residual[p] + residual_channel;
+    for_each_vec(channels, [&](int64_t c, auto lanes) {
+      store(y + c, load(y + c, lanes) + load(residual + c, lanes), lanes);
+    });
   }
 }
 
@@ -148,7 +253,6 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   t.channels = g.panels.channels(panel);
   t.y_channel = panel * kPanel - y_offset;
   t.residual_channel = panel * kPanel;
-  t.act = g.act;
   t.partial_stride = chunk.partial_stride;
   t.first = chunk.first;
   t.last = chunk.last;
@@ -159,7 +263,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
     t.tiles = count;
     t.a = pixels.a + begin;
     t.y = pixels.y + begin;
-    t.residual = pixels.residual ? pixels.residual + begin : nullptr;
+    t.residual = pixels.residual && g.act == Act::kNone ? pixels.residual + begin : nullptr;
     t.partial = chunk.first && chunk.last
                     ? nullptr
                     : chunk.partial + begin * chunk.partial_stride + panel * kPanel;
@@ -167,6 +271,11 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   };
   if (larger) run(larger, rows + 1, 0);
   run(tiles - larger, rows, larger * (rows + 1));
+  if (g.act == Act::kNone || !chunk.last) return;
+  (vecs == 1   ? activate_panel<1>
+   : vecs == 2 ? activate_panel<2>
+               : activate_panel<3>)(g.act, pixels.y, pixels.count, t.y_channel, t.channels);
+  if (pixels.residual) add_residual(pixels, t.y_channel, t.residual_channel, t.channels);
 }
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA

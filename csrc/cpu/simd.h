@@ -14,6 +14,24 @@
 
 #define EFFNET_FAST_INLINE static inline __attribute__((always_inline))
 
+namespace effnet_fast::EFFNET_FAST_ISA {
+
+// For exp2_of_eighths: 2^(n / 8), where the low bits of a lane, read as an integer, are n + 8 *
+// 127. 0 at n = -1016, infinity at n = 1024, neither below nor above. Of each eighth the bits of
+// 2^(j / 8), less those of 1 and of j where n's bits will be.
+alignas(32) static constexpr int32_t kExp2Eighths[8] = {
+    0,
+    0x0b95c2 - 0x100000,
+    0x1837f0 - 0x200000,
+    0x25fed7 - 0x300000,
+    0x3504f3 - 0x400000,
+    0x45672a - 0x500000,
+    0x5744fd - 0x600000,
+    0x6ac0c7 - 0x700000,
+};
+
+}  // namespace effnet_fast::EFFNET_FAST_ISA
+
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
@@ -50,10 +68,11 @@ EFFNET_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b
 // min and max give b when either is NaN.
 EFFNET_FAST_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 EFFNET_FAST_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-// 2^n; the low bits of a lane of n_plus_127, read as an integer, are n + 127. 0 at n = -127,
-// infinity at n = 128.
-EFFNET_FAST_INLINE Vec exp2_of_bits(Vec n_plus_127) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n_plus_127.v), 23))};
+EFFNET_FAST_INLINE Vec exp2_of_eighths(Vec n_plus_1016) {
+  const __m256i n = _mm256_castps_si256(n_plus_1016.v);
+  const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kExp2Eighths));
+  const __m256i eighth = _mm256_permutevar8x32_epi32(table, n);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(eighth, _mm256_slli_epi32(n, 20)))};
 }
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA
@@ -114,9 +133,15 @@ EFFNET_FAST_INLINE Vec min(Vec a, Vec b) {
 EFFNET_FAST_INLINE Vec max(Vec a, Vec b) {
   return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
 }
-EFFNET_FAST_INLINE Vec exp2_of_bits(Vec n_plus_127) {
-  return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(n_plus_127.lo) << 23),
-          reinterpret_cast<Float4>(reinterpret_cast<Int4>(n_plus_127.hi) << 23)};
+EFFNET_FAST_INLINE Vec exp2_of_eighths(Vec n_plus_1016) {
+  int32_t n[kLanes];
+  __builtin_memcpy(n, &n_plus_1016, sizeof(n));
+  // Unsigned, for bits that leave at the top.
+  for (int32_t& i : n)
+    i = static_cast<int32_t>(kExp2Eighths[i & 7] + (static_cast<uint32_t>(i) << 20));
+  Vec a;
+  __builtin_memcpy(&a, n, sizeof(n));
+  return a;
 }
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA
