@@ -13,6 +13,8 @@ constexpr int tile_rows(int vecs) {
   return vecs == 3 ? (kRegisters - 4) / 3 : (kRegisters - 4) / 2;
 }
 
+constexpr int64_t kLine = 16;  // floats of a line of a cache
+
 // A run of tiles of one size: one panel of channels, a block of pixels.
 struct TileArgs {
   int64_t tiles;
@@ -30,6 +32,9 @@ struct TileArgs {
   float* partial;
   int64_t partial_stride;
   bool first, last;
+  // What is multiplied next: so many floats of it are asked for with each run.
+  const float* next;
+  int64_t next_floats;
 };
 
 // acc += the products of input channels [begin, end) of kRows pixels with rows of b.
@@ -114,6 +119,11 @@ static void gemm_tiles(const TileArgs& t) {
   }
   const float* const padded_bias = bias;
   const bool is_one_run = t.taps == 1 && t.depth <= kRun && t.first;
+  const float* next = t.next;
+  const auto prefetch_next = [&] {
+    const float* const end = next + t.next_floats;
+    for (; next < end; next += kLine) prefetch(next);
+  };
   alignas(64) float own[kRows * kVecs * kLanes];
   for (int64_t first = 0; first < t.tiles * kRows; first += kRows) {
     Vec acc[kRows][kVecs];
@@ -124,6 +134,7 @@ static void gemm_tiles(const TileArgs& t) {
     // The sum of the runs so far: between two chunks of input channels in the caller's memory.
     float* const total = t.partial ? t.partial + first * t.partial_stride : own;
     const int64_t stride = t.partial ? t.partial_stride : kVecs * kLanes;
+    prefetch_next();
     if (is_one_run) {
       multiply(a, t.b, 0, t.depth, acc);
       if (!t.last) {
@@ -145,6 +156,7 @@ static void gemm_tiles(const TileArgs& t) {
             clear(acc);
             is_first = false;
             length = 0;
+            prefetch_next();
           }
           const int64_t end = least(k + kRun - length, t.depth);
           multiply(a, b, k, end, acc);
@@ -259,6 +271,12 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   // Tiles of two sizes, the larger ones first.
   const int64_t tiles = ceil_div(pixels.count, tile_rows(vecs)), rows = pixels.count / tiles;
   const int64_t larger = pixels.count % tiles;
+  // A panel that was used before is in L2, and asking costs little: no need to know which.
+  const int64_t floats = t.depth * t.taps * vecs * kLanes;
+  t.next = t.b + floats;
+  t.next_floats = panel + 1 < g.panels.count
+                      ? round_up(ceil_div(floats, tiles * ceil_div(t.depth * t.taps, kRun)), kLine)
+                      : 0;
   const auto run = [&](int64_t count, int64_t size, int64_t begin) {
     t.tiles = count;
     t.a = pixels.a + begin;
@@ -269,7 +287,10 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
                     : chunk.partial + begin * chunk.partial_stride + panel * kPanel;
     tile_kernel(vecs, static_cast<int>(size))(t);
   };
-  if (larger) run(larger, rows + 1, 0);
+  if (larger) {
+    run(larger, rows + 1, 0);
+    t.next += larger * ceil_div(t.depth * t.taps, kRun) * t.next_floats;
+  }
   run(tiles - larger, rows, larger * (rows + 1));
   if (g.act == Act::kNone || !chunk.last) return;
   (vecs == 1   ? activate_panel<1>
