@@ -13,9 +13,7 @@ constexpr int64_t kChunk = 128;  // channels of a work item; a multiple of kLane
 
 // Outputs that share their loads: as many chains as multiply-adds are under way at a time. With the
 // weights of a row of taps and an input they fill the registers.
-constexpr int columns_at_once(int64_t taps) {
-  return kRegisters < 16 ? 4 : taps <= 7 ? 8 : 6;
-}
+constexpr int columns_at_once(int64_t taps) { return kRegisters < 16 ? 4 : taps <= 7 ? 8 : 6; }
 
 template <int kCount, class Lanes>
 EFFNET_FAST_INLINE void finish_columns(const DepthwiseRow& d, int64_t c, int64_t x,

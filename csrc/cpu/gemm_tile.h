@@ -37,44 +37,57 @@ struct TileArgs {
   int64_t next_floats;
 };
 
+// A tile's sums: kRows of kVecs vectors. The last is a Vec, or a Half where the rest is padding.
+template <int kRows, int kVecs, class Last>
+struct Sums {
+  Vec full[kRows][kVecs > 1 ? kVecs - 1 : 1];
+  Last last[kRows];
+
+  EFFNET_FAST_METHOD void clear() {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs - 1; ++v) full[r][v] = zero();
+      EFFNET_FAST_ISA::clear(last[r]);
+    }
+  }
+  EFFNET_FAST_METHOD Vec at(int r, int v) const {
+    return v < kVecs - 1 ? full[r][v] : whole(last[r]);
+  }
+};
+
 // acc += the products of input channels [begin, end) of kRows pixels with rows of b.
-template <int kRows, int kVecs>
+template <int kRows, int kVecs, class Last>
 EFFNET_FAST_INLINE void multiply(const float* const (&a)[kRows], const float* b, int64_t begin,
-                                 int64_t end, Vec (&acc)[kRows][kVecs]) {
+                                 int64_t end, Sums<kRows, kVecs, Last>& acc) {
   for (int64_t k = begin; k < end; ++k, b += kVecs * kLanes) {
-    Vec row[kVecs];
-    for (int v = 0; v < kVecs; ++v) row[v] = load(b + v * kLanes);
+    Vec row[kVecs > 1 ? kVecs - 1 : 1];
+    Last last;
+    for (int v = 0; v < kVecs - 1; ++v) row[v] = load(b + v * kLanes);
+    load(last, b + (kVecs - 1) * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec x = broadcast(a[r][k]);
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
+      for (int v = 0; v < kVecs - 1; ++v) acc.full[r][v] = fma(x, row[v], acc.full[r][v]);
+      acc.last[r] = fma(x, last, acc.last[r]);
     }
   }
 }
 
-template <int kRows, int kVecs>
-EFFNET_FAST_INLINE void clear(Vec (&acc)[kRows][kVecs]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
-  }
-}
-
 // acc, or a sum in memory and acc, goes to memory.
-template <int kRows, int kVecs>
+template <int kRows, int kVecs, class Last>
 EFFNET_FAST_INLINE void add_to(float* sum, int64_t stride, bool is_first,
-                               const Vec (&acc)[kRows][kVecs]) {
+                               const Sums<kRows, kVecs, Last>& acc) {
   if (is_first) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVecs; ++v) store(sum + r * stride + v * kLanes, acc[r][v]);
+      for (int v = 0; v < kVecs; ++v) store(sum + r * stride + v * kLanes, acc.at(r, v));
     }
   } else {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVecs; ++v) {
         float* const at = sum + r * stride + v * kLanes;
-        store(at, load(at) + acc[r][v]);
+        store(at, load(at) + acc.at(r, v));
       }
     }
   }
@@ -89,15 +102,21 @@ EFFNET_FAST_INLINE T opaque(T x) {
 }
 
 // The last vector of a panel may be stored in part.
-template <int kRows, int kVecs, class Last>
+template <int kRows, int kVecs, class Last, class Lanes>
 EFFNET_FAST_INLINE void finish_tile(const TileArgs& t, int64_t first, const float* bias,
-                                    const Vec (&acc)[kRows][kVecs], Last last) {
+                                    const Sums<kRows, kVecs, Last>& acc, const float* total,
+                                    int64_t stride, Lanes last) {
   constexpr int kLast = (kVecs - 1) * kLanes;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     float* const y = t.y[first + r] + t.y_channel;
     Vec sum[kVecs];
-    for (int v = 0; v < kVecs; ++v) sum[v] = acc[r][v] + load(bias + v * kLanes);
+    if (total) {
+      for (int v = 0; v < kVecs; ++v) sum[v] = load(total + r * stride + v * kLanes) + acc.at(r, v);
+    } else {
+      for (int v = 0; v < kVecs; ++v) sum[v] = acc.at(r, v);
+    }
+    for (int v = 0; v < kVecs; ++v) sum[v] = sum[v] + load(bias + v * kLanes);
     if (t.residual) {
       const float* const residual = t.residual[first + r] + t.residual_channel;
       for (int v = 0; v < kVecs - 1; ++v) sum[v] = sum[v] + load(residual + v * kLanes);
@@ -108,7 +127,7 @@ EFFNET_FAST_INLINE void finish_tile(const TileArgs& t, int64_t first, const floa
   }
 }
 
-template <int kRows, int kVecs>
+template <int kRows, int kVecs, class Last>
 static void gemm_tiles(const TileArgs& t) {
   constexpr int kLast = (kVecs - 1) * kLanes;  // where the panel's last vector starts
   const bool full = t.channels == kVecs * kLanes;
@@ -126,8 +145,8 @@ static void gemm_tiles(const TileArgs& t) {
   };
   alignas(64) float own[kRows * kVecs * kLanes];
   for (int64_t first = 0; first < t.tiles * kRows; first += kRows) {
-    Vec acc[kRows][kVecs];
-    clear(acc);
+    Sums<kRows, kVecs, Last> acc;
+    acc.clear();
     const float* const* pointers = t.a + first;
     const float* a[kRows];
     for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
@@ -135,6 +154,7 @@ static void gemm_tiles(const TileArgs& t) {
     float* const total = t.partial ? t.partial + first * t.partial_stride : own;
     const int64_t stride = t.partial ? t.partial_stride : kVecs * kLanes;
     prefetch_next();
+    bool summed = false;
     if (is_one_run) {
       multiply(a, t.b, 0, t.depth, acc);
       if (!t.last) {
@@ -153,7 +173,7 @@ static void gemm_tiles(const TileArgs& t) {
         for (int64_t k = 0; k < t.depth;) {
           if (length == kRun) {
             add_to(total, stride, is_first, acc);
-            clear(acc);
+            acc.clear();
             is_first = false;
             length = 0;
             prefetch_next();
@@ -169,18 +189,13 @@ static void gemm_tiles(const TileArgs& t) {
         add_to(total, stride, is_first, acc);
         continue;
       }
-      if (!is_first) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          for (int v = 0; v < kVecs; ++v)
-            acc[r][v] = load(total + r * stride + v * kLanes) + acc[r][v];
-        }
-      }
+      summed = !is_first;
     }
     if (full) {
-      finish_tile(t, first, opaque(padded_bias), acc, Full());
+      finish_tile(t, first, opaque(padded_bias), acc, summed ? total : nullptr, stride, Full());
     } else {
-      finish_tile(t, first, opaque(padded_bias), acc, Tail(opaque(t.channels - kLast)));
+      finish_tile(t, first, opaque(padded_bias), acc, summed ? total : nullptr, stride,
+                  Tail(opaque(t.channels - kLast)));
     }
   }
 }
@@ -236,20 +251,27 @@ static void add_residual(const Pixels& pixels, int64_t y_channel, int64_t residu
 
 using TileKernel = void (*)(const TileArgs&);
 
-template <int kVecs, int kRows>
+template <int kVecs, class Last, int kRows>
 EFFNET_FAST_INLINE TileKernel tile_kernel_of(int rows) {
   if constexpr (kRows == 0) {
     return nullptr;
   } else {
-    return rows == kRows ? gemm_tiles<kRows, kVecs> : tile_kernel_of<kVecs, kRows - 1>(rows);
+    return rows == kRows ? gemm_tiles<kRows, kVecs, Last>
+                         : tile_kernel_of<kVecs, Last, kRows - 1>(rows);
   }
 }
 
+template <class Last>
 EFFNET_FAST_INLINE TileKernel tile_kernel(int vecs, int rows) {
   static_assert(kMaxPanelVecs == 3);
-  return vecs == 1   ? tile_kernel_of<1, tile_rows(1)>(rows)
-         : vecs == 2 ? tile_kernel_of<2, tile_rows(2)>(rows)
-                     : tile_kernel_of<3, tile_rows(3)>(rows);
+  return vecs == 1   ? tile_kernel_of<1, Last, tile_rows(1)>(rows)
+         : vecs == 2 ? tile_kernel_of<2, Last, tile_rows(2)>(rows)
+                     : tile_kernel_of<3, Last, tile_rows(3)>(rows);
+}
+
+EFFNET_FAST_INLINE TileKernel tile_kernel(int vecs, int64_t channels, int rows) {
+  if (kHasHalf && channels <= vecs * kLanes - kLanes / 2) return tile_kernel<Half>(vecs, rows);
+  return tile_kernel<Vec>(vecs, rows);
 }
 
 void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_offset,
@@ -285,7 +307,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
     t.partial = chunk.first && chunk.last
                     ? nullptr
                     : chunk.partial + begin * chunk.partial_stride + panel * kPanel;
-    tile_kernel(vecs, static_cast<int>(size))(t);
+    tile_kernel(vecs, t.channels, static_cast<int>(size))(t);
   };
   if (larger) {
     run(larger, rows + 1, 0);

@@ -16,9 +16,20 @@ extern const Kernels kTable;
 }
 #endif
 
+#if defined(EFFNET_FAST_HAVE_AVX512)
+namespace avx512 {
+extern const Kernels kTable;
+}
+#endif
+
 const std::vector<const Kernels*>& available_kernels() {
   static const std::vector<const Kernels*> tables = [] {
     std::vector<const Kernels*> found;
+#if defined(EFFNET_FAST_HAVE_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+      found.push_back(&avx512::kTable);
+#endif
 #if defined(EFFNET_FAST_HAVE_AVX2)
     // Also false when the operating system doesn't save the wide registers.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))

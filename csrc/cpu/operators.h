@@ -4,7 +4,7 @@
 #include "effnet_fast/kernels.h"
 
 #if !defined(EFFNET_FAST_ISA)
-#error "EFFNET_FAST_ISA must name the instruction set: scalar or avx2"
+#error "EFFNET_FAST_ISA must name the instruction set: scalar, avx2 or avx512"
 #endif
 
 namespace effnet_fast::EFFNET_FAST_ISA {

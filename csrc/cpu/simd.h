@@ -9,15 +9,16 @@
 #include <cstdint>
 
 #if !defined(EFFNET_FAST_ISA)
-#error "EFFNET_FAST_ISA must name the instruction set: scalar or avx2"
+#error "EFFNET_FAST_ISA must name the instruction set: scalar, avx2 or avx512"
 #endif
 
-#define EFFNET_FAST_INLINE static inline __attribute__((always_inline))
+#define EFFNET_FAST_METHOD inline __attribute__((always_inline))
+#define EFFNET_FAST_INLINE static EFFNET_FAST_METHOD
 
 namespace effnet_fast::EFFNET_FAST_ISA {
 
-// For exp2_of_eighths: 2^(n / 8), where the low bits of a lane, read as an integer, are n + 8 *
-// 127. 0 at n = -1016, infinity at n = 1024, neither below nor above. Of each eighth the bits of
+// For exp2_of_eighths, which gives 2^(n / 8) where a lane's low bits, as an integer, are n + 1016:
+// 0 at n = -1016, infinity at n = 1024, neither below nor above. Of each eighth the bits of
 // 2^(j / 8), less those of 1 and of j where n's bits will be.
 alignas(32) static constexpr int32_t kExp2Eighths[8] = {
     0,
@@ -32,7 +33,64 @@ alignas(32) static constexpr int32_t kExp2Eighths[8] = {
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA
 
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+
+namespace effnet_fast::EFFNET_FAST_ISA {
+
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+constexpr bool kFmaRoundsOnce = true;
+
+struct Vec {
+  __m512 v;
+};
+
+struct Full {};
+struct Tail {
+  __mmask16 mask;
+  explicit Tail(int64_t lanes) : mask(static_cast<__mmask16>((1u << lanes) - 1)) {}
+};
+
+EFFNET_FAST_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+EFFNET_FAST_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+EFFNET_FAST_INLINE Vec load(const float* p, Full = {}) { return {_mm512_loadu_ps(p)}; }
+EFFNET_FAST_INLINE Vec load(const float* p, Tail t) { return {_mm512_maskz_loadu_ps(t.mask, p)}; }
+EFFNET_FAST_INLINE void store(float* p, Vec a, Full = {}) { _mm512_storeu_ps(p, a.v); }
+EFFNET_FAST_INLINE void store(float* p, Vec a, Tail t) { _mm512_mask_storeu_ps(p, t.mask, a.v); }
+EFFNET_FAST_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+EFFNET_FAST_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+EFFNET_FAST_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+// The lower half of a vector: on processors with units of 256 bits a multiply-add of it takes half
+// the time, and padding is not multiplied.
+struct Half {
+  __m256 v;
+};
+constexpr bool kHasHalf = true;
+EFFNET_FAST_INLINE void clear(Half& a) { a.v = _mm256_setzero_ps(); }
+EFFNET_FAST_INLINE void load(Half& a, const float* p) { a.v = _mm256_loadu_ps(p); }
+EFFNET_FAST_INLINE Half fma(Vec a, Half b, Half c) {
+  return {_mm256_fmadd_ps(_mm512_castps512_ps256(a.v), b.v, c.v)};
+}
+EFFNET_FAST_INLINE Vec whole(Half a) { return {_mm512_zextps256_ps512(a.v)}; }
+
+EFFNET_FAST_INLINE Vec exp2_of_eighths(Vec n_plus_1016) {
+  const __m512i n = _mm512_castps_si512(n_plus_1016.v);
+  // Twice, for the index is four bits.
+  const __m512i table =
+      _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kExp2Eighths)));
+  const __m512i eighth = _mm512_permutexvar_epi32(n, table);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(eighth, _mm512_slli_epi32(n, 20)))};
+}
+
+}  // namespace effnet_fast::EFFNET_FAST_ISA
+
+#elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
 namespace effnet_fast::EFFNET_FAST_ISA {
@@ -44,6 +102,8 @@ constexpr bool kFmaRoundsOnce = true;
 struct Vec {
   __m256 v;
 };
+using Half = Vec;  // a multiply-add of fewer lanes would take as long
+constexpr bool kHasHalf = false;
 
 // All lanes of a memory access, or the first few: loads give 0 in the others, stores leave them.
 struct Full {};
@@ -92,6 +152,8 @@ typedef int32_t Int4 __attribute__((vector_size(16)));
 struct Vec {
   Float4 lo, hi;
 };
+using Half = Vec;  // a multiply-add of fewer lanes would take as long
+constexpr bool kHasHalf = false;
 
 struct Full {};
 struct Tail {
@@ -149,6 +211,10 @@ EFFNET_FAST_INLINE Vec exp2_of_eighths(Vec n_plus_1016) {
 #endif
 
 namespace effnet_fast::EFFNET_FAST_ISA {
+
+EFFNET_FAST_INLINE void clear(Vec& a) { a = zero(); }
+EFFNET_FAST_INLINE void load(Vec& a, const float* p) { a = load(p); }
+EFFNET_FAST_INLINE Vec whole(Vec a) { return a; }
 
 // Asks for the line of 64 bytes at p, for L2.
 EFFNET_FAST_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
