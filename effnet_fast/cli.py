@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
     _add_kernels(commands)
     _add_plan(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -171,6 +172,19 @@ def _add_plan(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as a JSON object, with totals")
     parser.set_defaults(run=_plan)
+
+
+def _add_bench(commands: Any) -> None:
+    from .bench.cpu import add_arguments, run
+
+    parser = commands.add_parser(
+        "bench",
+        help="a model on this CPU beside other runtimes",
+        description="Time a model, with random calibrated weights, on this CPU: ours and the "
+        "runtimes that are installed, each in its own process, in turns, outputs compared first.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
 """The benchmarks' harness, and the GPU benchmark on the PTX machine."""
 
+import csv
 import itertools
 import json
+import multiprocessing
 import statistics
 
 import numpy as np
@@ -9,10 +11,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from effnet_fast import errors
-from effnet_fast.bench import gpu, gpu_layers, gpu_models, harness
+from effnet_fast.bench import (
+    coverage,
+    cpu,
+    cpu_table,
+    gpu,
+    gpu_layers,
+    gpu_models,
+    harness,
+    peers,
+)
 from effnet_fast.bench.harness import Budget, Outcome, Results, Times, compare, interleaved
+from effnet_fast.cli import main
 from effnet_fast.engine import reference
 from effnet_fast.ops import gpu_step
 
@@ -297,3 +310,76 @@ def test_times_of_a_clock_are_reported(lite0, monkeypatch):
     medians = [o["times"]["median"] for o in row["outcomes"].values()]
     assert len(medians) == 3 and statistics.median(medians) > 0
     assert "1.00x" in "\n".join(harness.outcome_table(row["outcomes"], 1))
+
+
+# ---- on a CPU, beside other runtimes -------------------------------------------------------------
+
+CELL = {
+    "source": "timm", "name": "efficientnet_lite0", "size": (64, 48), "batch": 2, "threads": 1,
+    "seconds": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cell():
+    return cpu.measure(**CELL, contenders=("effnet_fast", "eager"))
+
+
+def test_contenders_run_in_processes_of_their_own(cell):
+    for outcome in cell["outcomes"].values():
+        assert outcome["skipped"] is None and outcome["error"] <= cpu.BOUND
+        assert 0 < outcome["times"]["p10"] <= outcome["times"]["p90"]
+    assert all(value > 0 for value in cell["limits"].values())
+    assert not multiprocessing.active_children()
+
+
+def test_steps_account_for_all_multiply_adds(cell):
+    """Of the model as another counts them."""
+    model = coverage.build("timm", CELL["name"])
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *CELL["size"]))
+    assert 2 * cell["macs"] == counter.get_total_flops()
+    assert all(step["seconds"] > 0 and step["bytes"] > 0 for step in cell["steps"])
+
+
+def test_a_runtime_that_is_not_there_is_a_row(cell, monkeypatch):
+    monkeypatch.setitem(peers.CONTENDERS, "fastest", peers.eager)  # there it is not
+    row = cpu.measure(**CELL, contenders=("fastest", "eager"))
+    assert row["outcomes"]["fastest"]["skipped"] == "PeerError: KeyError: 'fastest'"
+    assert row["outcomes"]["eager"]["times"]
+    assert "KeyError" in "\n".join(cpu.describe(row))
+
+
+def test_a_process_that_dies_is_an_error(tmp_path):
+    case = peers.Case("timm", CELL["name"], CELL["size"], 1, 1, tmp_path)
+    peer = peers.Peer("eager", case)
+    peer._process.kill()
+    with pytest.raises(peers.PeerError, match="its process ended with -9"):
+        peer.sample()
+    peer.close()
+
+
+def test_bench_writes_what_it_prints(tmp_path, capsys):
+    files = ["--output", str(tmp_path / "cpu.json"), "--csv", str(tmp_path / "cpu.csv")]
+    sizes = ["--model", "timm:efficientnet_lite0", "--size", "64", "--seconds", "0.1"]
+    assert main(["bench", *sizes, "--peers", "effnet_fast", *files]) == 0
+    out = capsys.readouterr().out
+    assert "of the sgemm rate" in out and "expand_depthwise" in out
+    ((name, row),) = json.loads((tmp_path / "cpu.json").read_text())["rows"].items()
+    assert name == "timm:efficientnet_lite0 64 b1 t1" and row["outcomes"]["effnet_fast"]["times"]
+    (line,) = csv.DictReader((tmp_path / "cpu.csv").open())
+    assert float(line["median"]) == row["outcomes"]["effnet_fast"]["times"]["median"]
+    assert "effnet_fast" not in "\n".join(cpu_table.summary({name: row}))  # nothing beside it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "fastest"], "--peers has 'fastest'; accepted: effnet_fast, eager, "),
+        (["--model", "b0"], "--model is 'b0'; accepted: source:name with a source of "),
+        (["--threads", "0"], "--threads is 0; accepted: 1 or more"),
+    ],
+)
+def test_bench_refuses(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err

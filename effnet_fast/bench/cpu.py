@@ -1,0 +1,226 @@
+"""Whole networks on a CPU beside the runtimes that a user would take instead: effnet-fast bench.
+
+Every contender has the same weights and images and a process of its own. Outputs are checked first,
+runs are interleaved, and the rate of a library's matrix product and the memory's are measured among
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..capture import native_size
+from ..errors import ArgumentError
+from ..files import whole_file
+from ..gpu.counts import table
+from ..plan import Plan, Step
+from ..verify import relative_error
+from .coverage import build, models
+from .harness import Budget, Results, compare, environment, outcome_rows, outcome_table
+from .peers import CONTENDERS, COPIED, LIMITS, SGEMM, Case, Peer
+
+# Of logits, relative L2, from the stock model in float32: ten times what reordered sums differ by
+# (1e-6 to 3e-6 on B0 to B7); a wrong layer is off by 1e-2 and more.
+BOUND = 3e-5
+PROFILES = 30
+# glibc gives large buffers back at each free unless told otherwise, and the page faults can be more
+# than half of PyTorch's time on a small network: the setting belongs to every figure.
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command."""
+    parser.add_argument(
+        "--model", default="timm:efficientnet_b0", help="source:name (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, help="image edge (default: the model's own)")
+    parser.add_argument("--batch", type=int, default=1, help="default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument(
+        "--peers", default=",".join(CONTENDERS), metavar="NAME,...",
+        help=f"what to compare (default: all of {', '.join(CONTENDERS)})",
+    )  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=20.0, help="to measure for (default: 20)")
+    parser.add_argument("--output", type=Path, help="a JSON file, which rows are added to")
+    parser.add_argument("--csv", type=Path, help="a file for the row as CSV, a contender a line")
+
+
+def run(options: argparse.Namespace, root: Path | None = None) -> int:
+    """Measure one cell, print it, and keep it."""
+    names = options.peers.split(",")
+    for name in names:
+        if name not in CONTENDERS:
+            raise ArgumentError(f"--peers has {name!r}; accepted: {', '.join(CONTENDERS)}")
+    key = tuple(options.model.split(":", 1))
+    if key not in models():
+        sources = ", ".join(sorted({source for source, _ in models()}))
+        raise ArgumentError(
+            f"--model is {options.model!r}; accepted: source:name with a source of {sources}"
+        )
+    for option in ("batch", "threads"):
+        if getattr(options, option) < 1:
+            raise ArgumentError(f"--{option} is {getattr(options, option)}; accepted: 1 or more")
+    allocator = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+    results = Results(options.output, {"environment": environment(root), "allocator": allocator})
+    size = (options.size, options.size) if options.size else native_size(build(*key))
+    row = measure(*key, size, options.batch, options.threads, names, options.seconds)
+    results.add(f"{options.model} {size[0]} b{options.batch} t{options.threads}", row)
+    print("\n".join(describe(row)))
+    if options.csv is not None:
+        write_csv(options.csv, row)
+    return 0
+
+
+def measure(
+    source: str,
+    name: str,
+    size: tuple[int, int],
+    batch: int,
+    threads: int,
+    contenders: Sequence[str] = tuple(CONTENDERS),
+    seconds: float = 20.0,
+) -> dict[str, Any]:
+    """One model at one size, batch and number of threads.
+
+    Returns
+    -------
+    dict
+        ``outcomes`` by contender, ``limits`` in GFLOP/s and GB/s, ``macs`` of an image, ``steps``
+        of ours with their seconds, multiply-adds and bytes.
+    """
+    peers: dict[str, Peer] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case(source, name, tuple(size), batch, threads, Path(folder))
+        with torch.no_grad():
+            expected = case.build()(case.images()).reshape(batch, -1)
+
+        def make(contender: str) -> Peer:
+            peers[contender] = Peer(contender, case)
+            return peers[contender]
+
+        def error(output: Any) -> float:
+            return 0.0 if output is None else relative_error(torch.from_numpy(output), expected)
+
+        try:
+            outcomes = compare(
+                {c: (lambda c=c: make(c)) for c in (*contenders, *LIMITS)},
+                error, BOUND, lambda peer: peer.sample, seconds, Budget(math.inf),
+            )  # fmt: skip
+            steps = peers["effnet_fast"].profile() if "effnet_fast" in peers else []
+        finally:
+            for peer in peers.values():
+                peer.close()
+    limits = {name: outcomes.pop(name).times.median for name in LIMITS}
+    return {
+        "model": f"{source}:{name}",
+        "size": list(size),
+        "batch": batch,
+        "threads": threads,
+        "outcomes": outcome_rows(outcomes),
+        "limits": {
+            "sgemm_gflops": 2 * SGEMM**3 / limits["sgemm"] / 1e9,
+            "copy_gb": 2 * COPIED / limits["copy"] / 1e9,
+        },
+        "macs": sum(step["macs"] for step in steps),
+        "steps": steps,
+    }
+
+
+def profile(model: Any, x: torch.Tensor) -> list[dict[str, Any]]:
+    """The native steps of an optimised model: medians of their seconds for a batch, and for one
+    image their multiply-adds and the bytes of what they read, make and multiply with.
+    """
+    rows = []
+    for part in model.parts():
+        runs = [part.profile(x) for _ in range(PROFILES)]
+        plan = part.plan(tuple(x.shape[-2:]))
+        for i, (step, _) in enumerate(runs[0]):
+            seconds = statistics.median(run[i][1] for run in runs)
+            rows.append({"operator": step.operator, "makes": step.nodes[-1].name} | {
+                "seconds": seconds, **costs(plan, step)
+            })  # fmt: skip
+    return rows
+
+
+def costs(plan: Plan, step: Step) -> dict[str, int]:
+    """Multiply-adds and bytes of a step, for one image in float32."""
+    macs = weights = 0
+    for node in step.nodes:
+        weight = getattr(node, "weight", None)
+        if weight is None:  # both layers of squeeze-and-excite see one pixel
+            weights += 2 * node.w1.numel() if hasattr(node, "w1") else 0
+            macs += 2 * node.w1.numel() if hasattr(node, "w1") else 0
+            continue
+        weights += weight.numel()
+        # Of what is within a step the map has the pixels of what it is made of.
+        seen = node.x if node.name not in plan.sizes or getattr(node, "pool", False) else node.name
+        macs += weight.numel() * math.prod(plan.sizes[seen][1:])
+    names = {*step.reads(), *step.makes()}
+    values = sum(math.prod(plan.sizes[plan.network.aliases.get(n, n)]) for n in names)
+    return {"macs": macs, "bytes": 4 * (values + weights)}
+
+
+def describe(row: Mapping[str, Any]) -> list[str]:
+    """Lines for people."""
+    (h, w), batch, limits = row["size"], row["batch"], row["limits"]
+    lines = [
+        f"{row['model']} at {h}x{w}, batch {batch}, {row['threads']} threads; "
+        f"sgemm {limits['sgemm_gflops']:.1f} GFLOP/s, copy {limits['copy_gb']:.1f} GB/s",
+        *outcome_table(row["outcomes"], batch),
+    ]
+    medians = {n: o["times"]["median"] for n, o in row["outcomes"].items() if o["times"]}
+    if row["macs"]:
+        rates = {n: 2 * row["macs"] * batch / t / 1e9 for n, t in medians.items()}
+        shares = (
+            f"{n} {r:.1f} GFLOP/s, {100 * r / limits['sgemm_gflops']:.0f} %"
+            for n, r in rates.items()
+        )
+        lines += ["", "  of the sgemm rate: " + "; ".join(shares)]
+    if row["steps"]:
+        lines += ["", *operator_table(row["steps"], batch)]
+    return lines
+
+
+def operator_table(steps: Iterable[Mapping[str, Any]], batch: int) -> list[str]:
+    """Sums by operator."""
+    found: dict[str, list[float]] = {}
+    for step in steps:
+        sums = found.setdefault(step["operator"], [0.0, 0.0, 0.0])
+        for i, key in enumerate(("seconds", "macs", "bytes")):
+            sums[i] += step[key] * (1 if key == "seconds" else batch)
+    total = sum(seconds for seconds, _, _ in found.values())
+    lines = [("", "us", "share", "GFLOP/s", "GB/s")]
+    for name, (seconds, macs, moved) in sorted(found.items(), key=lambda item: -item[1][0]):
+        rates = (f"{x / seconds / 1e9:.1f}" for x in (2 * macs, moved))
+        lines.append((name, f"{1e6 * seconds:,.0f}", f"{100 * seconds / total:.1f} %", *rates))
+    return table(lines, indent=2)
+
+
+def write_csv(path: Path, row: Mapping[str, Any]) -> None:
+    """A line for each contender."""
+    head = {key: row[key] for key in ("model", "batch", "threads")} | {
+        "height": row["size"][0], "width": row["size"][1], **row["limits"]
+    }  # fmt: skip
+    text = io.StringIO()
+    writer = None
+    for name, outcome in row["outcomes"].items():
+        times = outcome["times"] or dict.fromkeys(("median", "p10", "p90", "samples"))
+        rest = {key: outcome[key] for key in ("error", "setup", "skipped")}
+        line = {**head, "contender": name, **times, **rest}
+        if writer is None:
+            writer = csv.DictWriter(text, list(line))
+            writer.writeheader()
+        writer.writerow(line)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
