@@ -79,6 +79,17 @@ def arithmetic():
         if t[0] == "s":
             yield Form(f"abs.{t} d, a", f"{t} = {t}", abs)
             yield Form(f"neg.{t} d, a", f"{t} = {t}", operator.neg)
+    for t in ("u16x2", "s16x2"):
+        for op, f in (("add", operator.add), ("min", min), ("max", max)):
+            yield Form(f"{op}.{t} d, a, b", f"{t} = {t} {t}", f, target=90)
+    for t in ("s16x2", "s32"):
+        for op, f in (("min", min), ("max", max)):
+            yield Form(
+                f"{op}.relu.{t} d, a, b",
+                f"{t} = {t} {t}",
+                lambda a, b, f=f: max(f(a, b), 0),
+                target=90,
+            )
     yield Form("add.sat.s32 d, a, b", "s32 = s32 s32", operator.add)
     yield Form("sub.sat.s32 d, a, b", "s32 = s32 s32", operator.sub)
     yield Form("mad.hi.sat.s32 d, a, b, c", "s32 = s32 s32 s32", lambda a, b, c: (a * b >> 32) + c)

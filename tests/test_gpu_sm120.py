@@ -91,9 +91,15 @@ def test_pointwise_conv(impl, dtype, fusion, shape, cout):
 
 @in_triton
 @each_type
-def test_stem_conv(impl, dtype):
-    x = Random()(1, 3, 33, 31)
-    compare_stem(impl, dtype, x, 40, (3, 3), (2, 2), (1, 1, 1, 1), "swish")
+@pytest.mark.parametrize(
+    "size, window",
+    [
+        ((33, 31), ((3, 3), (2, 2), (1, 1, 1, 1))),
+        ((6, 5), ((2, 4), (1, 3), (0, 2, 3, 1))),  # with pairs of 16-bit integers
+    ],
+)
+def test_stem_conv(impl, dtype, size, window):
+    compare_stem(impl, dtype, Random()(1, 3, *size), 40, *window, "swish")
 
 
 @in_triton

@@ -1815,6 +1815,16 @@ mbarrier.try_wait.shared.b64 p0, [r9], q1
 
 # And these none for sm_120.
 REFUSED_120 = """
+add.sat.s16x2 r0, r1, r2
+add.s16x2 r0, r1, 5
+add.cc.s16x2 r0, r1, r2
+sub.s16x2 r0, r1, r2
+mul.lo.s16x2 r0, r1, r2
+min.relu.u16x2 r0, r1, r2
+min.relu.s16 h0, h1, h2
+div.s16x2 r0, r1, r2
+neg.s16x2 r0, r1
+sad.s16x2 r0, r1, r2, r3
 add.sat.f32x2 q0, q1, q2
 add.f32x2 q0, q1, 5
 add.f32x2 r0, r1, r2
@@ -1893,8 +1903,6 @@ wmma.load.a.sync.aligned.row.m16n16k16.f16 {r0, r1, r2, r3, r4, r5, r6, r7}, [q7
 
 # And for sm_120.
 NOT_EXECUTED_120 = """
-add.u16x2 r0, r1, r2
-min.s16x2 r0, r1, r2
 setp.eq.bf16 p0, h1, h2
 cvt.rn.bf16.s32 h0, r1
 ex2.approx.ftz.bf16 h0, h1
@@ -1914,6 +1922,9 @@ SINCE = {
     "add.bf16 h0, h1, h2": 90,
     "sub.rn.bf16x2 r0, r1, r2": 90,
     "mul.bf16 h0, h1, h2": 90,
+    "add.s16x2 r0, r1, r2": 90,
+    "min.u16x2 r0, r1, r2": 90,
+    "max.relu.s32 r0, r1, r2": 90,
     "stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], {r0}": 90,
     "add.f32x2 q0, q1, q2": 100,
     "sub.rz.ftz.f32x2 q0, q1, q2": 100,
