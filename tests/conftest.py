@@ -53,33 +53,37 @@ def emulated_gpu(request):
     except BackendError as error:
         pytest.skip(str(error))
     machine = request.getfixturevalue("machine")
-    with ops.emulated(machine.device()):
+    marker = request.node.get_closest_marker("capability")
+    with ops.emulated(machine.device(*marker.args if marker else ())):
         yield
     machine.check()
 
 
 class _Machine:
-    """A device, and a new one after a fault."""
+    """Devices by their capability, and new ones after a fault."""
 
     def __init__(self):
-        self._device = None
+        self._devices = {}
 
-    def device(self):
+    def device(self, capability=80):
         from effnet_fast.gpu import Device
+        from effnet_fast.gpu.catalogue import MACHINE
 
-        if self._device is None:
-            self._device = Device("ptx", threads=1, shuffle=True)
-        return self._device
+        if capability not in self._devices:
+            index = MACHINE[capability]
+            self._devices[capability] = Device("ptx", index, threads=1, shuffle=True)
+        return self._devices[capability]
 
     def check(self):
         from effnet_fast.errors import GpuError
 
         try:
-            self._device.synchronize()
+            for device in self._devices.values():
+                device.synchronize()
         except GpuError:
             self.close()
 
     def close(self):
-        if self._device is not None:
-            self._device.close()
-            self._device = None
+        for device in self._devices.values():
+            device.close()
+        self._devices.clear()

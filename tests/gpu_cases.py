@@ -614,8 +614,8 @@ def swish_cases(
 class OneKernelDevice(Device):
     """The PTX machine, with one text of PTX for whatever is to be loaded."""
 
-    def __init__(self, ptx: str, **options):
-        super().__init__("ptx", threads=1, **options)
+    def __init__(self, ptx: str, index: int, **options):
+        super().__init__("ptx", index, threads=1, **options)
         self.ptx = ptx
 
     def load(self, image: bytes | str, registers: Mapping[str, int] | None = None) -> Module:
@@ -628,12 +628,15 @@ class Bench:
     Parameters
     ----------
     cases : list of Case
+    index : int
+        Of the PTX machine's device.
     **options
         Of the PTX machine.
     """
 
-    def __init__(self, cases: list[Case], **options):
+    def __init__(self, cases: list[Case], index: int = 0, **options):
         self.cases = cases
+        self.index = index
         self.options = options
         self.device: OneKernelDevice | None = None
         self.placed: list[tuple[dict[str, DeviceTensor], Launch]] = []
@@ -654,7 +657,7 @@ class Bench:
 
     def _run(self, ptx: str) -> None:
         if self.device is None:
-            self.device = OneKernelDevice(ptx, **self.options)
+            self.device = OneKernelDevice(ptx, self.index, **self.options)
         self.device.ptx = ptx
         for i, case in enumerate(self.cases):
             if i == len(self.placed):

@@ -32,7 +32,12 @@ CUDA_RUNS, TRITON_RUNS = (
     ]
     for impl in GPU_IMPLS
 )
-ALL_RUNS = [*RUNS, *CUDA_RUNS, *TRITON_RUNS]
+# Triton compiles for each architecture: what it emits for sm_80 and for sm_120 differs.
+SM_120 = (pytest.mark.full, pytest.mark.capability(120))
+SM_120_RUNS = [
+    pytest.param(*run.values, id=f"{run.id}-sm_120", marks=SM_120) for run in TRITON_RUNS
+]
+ALL_RUNS = [*RUNS, *CUDA_RUNS, *TRITON_RUNS, *SM_120_RUNS]
 # Of operators whose Triton kernels take seconds to compile: of those float16 alone in `make test`.
 MOST_RUNS = [
     *RUNS,
@@ -43,6 +48,7 @@ MOST_RUNS = [
         else pytest.param(*run.values, id=run.id, marks=pytest.mark.full)
         for run in TRITON_RUNS
     ),
+    *SM_120_RUNS,
 ]
 IMPLS = ("cpu", "reference", *GPU_IMPLS)
 

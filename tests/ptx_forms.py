@@ -79,6 +79,17 @@ def arithmetic():
         if t[0] == "s":
             yield Form(f"abs.{t} d, a", f"{t} = {t}", abs)
             yield Form(f"neg.{t} d, a", f"{t} = {t}", operator.neg)
+    for t in ("u16x2", "s16x2"):
+        for op, f in (("add", operator.add), ("min", min), ("max", max)):
+            yield Form(f"{op}.{t} d, a, b", f"{t} = {t} {t}", f, target=90)
+    for t in ("s16x2", "s32"):
+        for op, f in (("min", min), ("max", max)):
+            yield Form(
+                f"{op}.relu.{t} d, a, b",
+                f"{t} = {t} {t}",
+                lambda a, b, f=f: max(f(a, b), 0),
+                target=90,
+            )
     yield Form("add.sat.s32 d, a, b", "s32 = s32 s32", operator.add)
     yield Form("sub.sat.s32 d, a, b", "s32 = s32 s32", operator.sub)
     yield Form("mad.hi.sat.s32 d, a, b, c", "s32 = s32 s32 s32", lambda a, b, c: (a * b >> 32) + c)
@@ -381,6 +392,10 @@ def cancel_pairs(a, b, c):
     cancel(a.view(np.uint16), b.view(np.uint16), c.view(np.uint16))
 
 
+def cancel_floats(a, b, c):
+    cancel(a.view(np.uint32), b.view(np.uint32), c.view(np.uint32))
+
+
 def float_arithmetic():
     for op, f in (("add", add), ("sub", sub), ("mul", mul)):
         for m in choices(NO_ROUNDING, FTZ, SAT):
@@ -407,6 +422,41 @@ def float_arithmetic():
 TENTH = float(np.float32(0.1))
 
 
+def float_pairs():
+    t = "f32x2"
+    for op, f in (("add", add), ("sub", sub), ("mul", mul)):
+        for m in choices(NO_ROUNDING, FTZ):
+            yield Form(f"{op}{m}.{t} d, a, b", f"{t} = {t} {t}", f, target=120)
+    for m in choices(ROUNDINGS, FTZ):
+        yield Form(f"fma{m}.{t} d, a, b, c", f"{t} = {t} {t} {t}", fma, cancel_floats, target=120)
+
+
+def mixed_arithmetic():
+    """Of float16 or bfloat16 operands, and a last one of float32."""
+    for t in ("f16", "bf16"):
+        for op, f in (("add", add), ("sub", sub)):
+            for m in choices(NO_ROUNDING, SAT):
+                yield Form(f"{op}{m}.f32.{t} d, a, b", f"f32 = {t} f32", f, target=120)
+        for m in choices(ROUNDINGS, SAT):
+            yield Form(
+                f"fma{m}.f32.{t} d, a, b, c",
+                f"f32 = {t} {t} f32",
+                fma,
+                lambda a, b, c, t=t: cancel_products(t, a, b, c),
+                target=120,
+            )
+        yield Form(
+            f"add.f32.{t} d, a, 0f3E800000", f"f32 = {t}", lambda a: add(a, 0.25), target=120
+        )
+
+
+def cancel_products(t, a, b, c):
+    """As :func:`cancel`, of shorter factors."""
+    with np.errstate(all="ignore"):
+        product = np.float32(-(FORMATS[t].decode(a) * FORMATS[t].decode(b)))
+    c[::5] = product.view(c.dtype)[::5]
+
+
 def nan_if_either(f):
     return lambda a, b: math.nan if math.isnan(a) or math.isnan(b) else f(a, b)
 
@@ -430,12 +480,25 @@ def orders(t, flags):
             yield Form(f"{op}{m}.{t} d, a, b", f"{t} = {t} {t}", g, target=target)
 
 
+def orders_of_three():
+    for op, f in (("min", smaller), ("max", larger)):
+        for m in choices(FTZ, NAN, ("", ".abs")):
+            g = nan_if_either(f) if ".NaN" in m else f
+            value = of_three(g, abs if ".abs" in m else same)
+            yield Form(f"{op}{m}.f32 d, a, b, c", "f32 = f32 f32 f32", value, target=120)
+
+
+def of_three(f, of_each):
+    return lambda a, b, c: f(f(of_each(a), of_each(b)), of_each(c))
+
+
 NAN, XORSIGN = ("", ".NaN"), ("", ".xorsign.abs")
 
 
 def float_signs():
     yield from orders("f32", choices(FTZ, NAN, XORSIGN))
     yield from orders("f64", [""])
+    yield from orders_of_three()
     for t, flags in (("f32", FTZ), ("f64", ("",))):
         for m in flags:
             yield Form(f"abs{m}.{t} d, a", f"{t} = {t}", abs)
@@ -468,6 +531,9 @@ def half_arithmetic():
             yield Form(f"abs{m}.{t} d, a", f"{t} = {t}", abs)
             yield Form(f"neg{m}.{t} d, a", f"{t} = {t}", operator.neg)
     for t in BFLOATS:
+        for op, f in (("add", add), ("sub", sub), ("mul", mul)):
+            for m in ("", ".rn"):
+                yield Form(f"{op}{m}.{t} d, a, b", f"{t} = {t} {t}", f, target=90)
         for m in RELU:
             yield Form(f"fma.rn{m}.{t} d, a, b, c", f"{t} = {t} {t} {t}", fma)
         yield from orders(t, choices(NAN, XORSIGN))
@@ -1031,6 +1097,8 @@ GROUPS = (
     bit_fields,
     permutes,
     float_arithmetic,
+    float_pairs,
+    mixed_arithmetic,
     float_signs,
     half_arithmetic,
     integer_conversions,

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from ptx_opcodes import version
 
 from effnet_fast.gpu import Device, Launch
 
 # The thread's index i in the grid, its x[i] at xi, its y[i] at yi; registers to use freely.
-_KERNEL = """.version 8.0
-.target sm_80
+_KERNEL = """.version {version}
+.target sm_{target}
 .address_size 64
 {declarations}
 .visible .entry {name}(.param .u64 x_arg, .param .u64 y_arg, .param .u32 n_arg)
@@ -35,9 +36,11 @@ _KERNEL = """.version 8.0
 """
 
 
-def kernel(body, declarations="", name="kernel"):
+def kernel(body, declarations="", name="kernel", target=80):
     """PTX of one kernel over (x, y, n)."""
-    return _KERNEL.format(body=body, declarations=declarations, name=name)
+    return _KERNEL.format(
+        body=body, declarations=declarations, name=name, target=target, version=version(target)
+    )
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Case:
         The block and the thread that are stopped, when blocks and warps run in order.
     options : dict
         Of the device.
+    target : int
+        What the PTX is for; what is newer than sm_89 runs on the sm_120.
     counts_vary : bool
         Whether what is counted depends on the order that blocks and warps run in.
     """
@@ -81,6 +86,7 @@ class Case:
     regions: object = None  # of (x, y)
     wrong_regions: object = None
     options: dict = field(default_factory=dict)
+    target: int = 80
     counts_vary: bool = False
 
     def __str__(self):
@@ -93,7 +99,7 @@ class Case:
     def text(self, wrong):
         drop = "// right" if wrong else "// wrong"
         lines = [line for line in self.body.splitlines() if drop not in line]
-        return kernel("\n".join(lines), self.declarations, self.name)
+        return kernel("\n".join(lines), self.declarations, self.name, self.target)
 
     def stopped_at(self):
         """Parts of the message, of which one says where the wrong kernel is stopped."""
@@ -104,7 +110,8 @@ class Case:
 
     def run(self, wrong, counts=None, **options):
         """Run it; returns y as 32-bit words, and appends to counts what was counted."""
-        with Device("ptx", **{"threads": 1, **self.options, **options}) as device:
+        index = 0 if self.target < 90 else 2
+        with Device("ptx", index, **{"threads": 1, **self.options, **options}) as device:
             words = 3 * np.arange(self.threads, dtype=np.uint32) + 1
             data = np.zeros(self.x_bytes or words.nbytes, np.uint8)
             head = words.view(np.uint8)[: data.size]

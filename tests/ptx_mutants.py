@@ -69,7 +69,8 @@ def changes(statement: str, following: list[str], types: dict[str, str]):
     if re.match(r"cp\.async\.c[ag]", opcode) and operands.count(",") >= 3:
         head, _, _ = operands.rpartition(",")
         yield "source size removed", f"{guard}{opcode} {head};"
-    if re.match(r"(ld|st|atom|red|cp\.async\.c[ag]|ldmatrix)\b", opcode) and ".param" not in opcode:
+    accesses = r"(ld|st|atom|red|cp\.async\.c[ag]|ldmatrix|stmatrix)\b"
+    if re.match(accesses, opcode) and ".param" not in opcode:
         size = element_size(opcode)
         for match in re.finditer(r"\[([^\]]+?)(?:\s*\+\s*(-?\d+))?\]", operands):
             moved = f"[{match[1]}+{int(match[2] or 0) + size}]"
@@ -96,7 +97,7 @@ def guards_memory(label: str, following: list[str]) -> bool:
 
 def element_size(opcode: str) -> int:
     # Of a matrix row or an asynchronous copy, the bytes that its alignment asks for.
-    if opcode.startswith(("ldmatrix", "cp.async")):
+    if opcode.startswith(("ldmatrix", "stmatrix", "cp.async")):
         return 16
     return SIZES[re.search(r"\.[busf](\d+)(?!.*\.[busf]\d)", opcode)[1]]
 

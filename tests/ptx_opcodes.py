@@ -83,7 +83,9 @@ FORMATS = {
 @cache
 def width(kind):
     """Bits of a type; of a predicate in memory, where it is a word."""
-    return 32 if kind in ("pred", "f16x2", "bf16x2") else int(re.search(r"\d+$", kind)[0])
+    if kind.endswith("x2"):
+        return 2 * width(element(kind))
+    return 32 if kind == "pred" else int(re.search(r"\d+$", kind)[0])
 
 
 def element(kind):
@@ -249,10 +251,15 @@ CELLS = {
 }
 
 
+def version(target):
+    """Of PTX that has the target."""
+    return "8.3" if target < 100 else "8.8"
+
+
 def header(target):
     """Of a module, with the global cells."""
     return (
-        f".version 8.3\n.target sm_{target}\n.address_size 64\n"
+        f".version {version(target)}\n.target sm_{target}\n.address_size 64\n"
         f".global .align 16 .b8 cells[{16 * LANES}];\n"
     )
 
@@ -405,9 +412,9 @@ class Form:
         """Arrays of the results' bits."""
         pairs = [kind.endswith("x2") for kind in self.inputs + self.outputs]
         if all(pairs):
-            low = self._expected([(bits & 0xFFFF).astype(np.uint16) for bits in operands], 1)
-            high = self._expected([(bits >> 16).astype(np.uint16) for bits in operands], 1)
-            return [x | y.astype(np.uint32) << 16 for x, y in zip(low, high, strict=True)]
+            halves = map(split, self.inputs, operands)
+            low, high = (self._expected(part, 1) for part in zip(*halves, strict=True))
+            return list(map(join, self.outputs, low, high))
         return self._expected(operands, 0)
 
     def _expected(self, operands, halves):
@@ -488,7 +495,21 @@ def storage(kind):
 
 
 def sign_bits(kind):
-    return 0x80008000 if kind.endswith("x2") else 1 << (width(kind) - 1)
+    if kind.endswith("x2"):
+        half = sign_bits(element(kind))
+        return half | half << width(element(kind))
+    return 1 << (width(kind) - 1)
+
+
+def split(kind, bits):
+    """The low and the high half of each pair."""
+    half = storage(element(kind))
+    return [(bits >> bits.dtype.type(shift)).astype(half) for shift in (0, 8 * half.itemsize)]
+
+
+def join(kind, low, high):
+    whole = storage(kind)
+    return low.astype(whole) | high.astype(whole) << whole.type(4 * whole.itemsize)
 
 
 def decode(kind, bits, flush=False):
@@ -496,8 +517,7 @@ def decode(kind, bits, flush=False):
     if kind == "pred":
         return [bool(b) for b in bits]
     if kind.endswith("x2"):
-        low, high = (bits & 0xFFFF).astype(np.uint16), (bits >> 16).astype(np.uint16)
-        low, high = (decode(element(kind), half, flush) for half in (low, high))
+        low, high = (decode(element(kind), half, flush) for half in split(kind, bits))
         return list(zip(low, high, strict=True))
     if kind in FORMATS:
         form = FORMATS[kind]
@@ -516,8 +536,7 @@ def encode(kind, values):
     if kind == "pred":
         return np.array(values, np.uint32)
     if kind.endswith("x2"):
-        low, high = (encode(element(kind), half) for half in zip(*values, strict=True))
-        return low | high.astype(np.uint32) << 16
+        return join(kind, *(encode(element(kind), half) for half in zip(*values, strict=True)))
     if kind in FORMATS:
         return FORMATS[kind].encode(values)
     bits = np.array([v % (1 << width(kind)) for v in values], storage(kind))
@@ -530,9 +549,7 @@ def encode(kind, values):
 def same_nan(kind, result, right):
     """Where both are NaN; of pairs, where each half is the same or NaN in both."""
     if kind.endswith("x2"):
-        halves = [
-            [(x >> shift & 0xFFFF).astype(np.uint16) for x in (result, right)] for shift in (0, 16)
-        ]
+        halves = zip(split(kind, result), split(kind, right), strict=True)
         return np.logical_and.reduce([(x == y) | same_nan(element(kind), x, y) for x, y in halves])
     if kind not in FORMATS:
         return np.zeros(result.shape, bool)
@@ -549,8 +566,8 @@ def edge_values(kind):
     if kind == "pred":
         return np.array([0, 1], np.uint32)
     if kind.endswith("x2"):
-        half = edge_values(element(kind)).astype(np.uint32)
-        return half | np.roll(half, 7) << 16
+        half = edge_values(element(kind))
+        return join(kind, half, np.roll(half, 7))
     if kind in FORMATS:
         return float_edges(FORMATS[kind])
     bits = width(kind)
@@ -587,8 +604,7 @@ def samples(kind, rng):
     if kind == "pred":
         return rng.integers(0, 2, LANES, np.uint32)
     if kind.endswith("x2"):
-        low, high = (samples(element(kind), rng).astype(np.uint32) for _ in range(2))
-        return low | high << 16
+        return join(kind, *(samples(element(kind), rng) for _ in range(2)))
     bits = rng.integers(0, 1 << 64, LANES, np.uint64, endpoint=False) >> np.uint64(64 - width(kind))
     if kind in FORMATS:
         form = FORMATS[kind]

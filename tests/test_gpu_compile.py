@@ -98,7 +98,7 @@ def test_divisible_arguments_make_vector_accesses():
     assert "ld.global.v2" not in compile_scaled(divisible=()).ptx
 
 
-@pytest.mark.parametrize("capability, index", [(80, 0), (89, 1)])
+@pytest.mark.parametrize("capability, index", [(80, 0), (89, 1), (120, 2)])
 def test_a_triton_kernel_runs(capability, index):
     n = 1008
     x = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
@@ -668,6 +668,6 @@ def test_a_device_gets_the_image_that_it_runs():
     assert ampere.image(FakeDevice("cuda", 90)) == ampere.ptx
     assert hopper.image(FakeDevice("cuda", 90)) == hopper.cubin
     # sm_90a is for Hopper alone, and not for the machine.
-    for device in (FakeDevice("cuda", 100), FakeDevice("cuda", 80), FakeDevice("ptx", 89)):
+    for device in (FakeDevice("cuda", 100), FakeDevice("cuda", 80), FakeDevice("ptx", 120)):
         with pytest.raises(BackendError, match="scaled_copy is compiled for sm_90a; a device is"):
             hopper.image(device)

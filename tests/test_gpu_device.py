@@ -74,9 +74,10 @@ def test_attributes(device):
     [
         (0, (80, 108, 2048, 32, 163 << 10, 164 << 10, 40 << 20)),
         (1, (89, 128, 1536, 24, 99 << 10, 100 << 10, 72 << 20)),
+        (2, (120, 170, 1536, 24, 99 << 10, 100 << 10, 96 << 20)),
     ],
 )
-def test_the_two_devices_of_the_machine(index, expected):
+def test_the_devices_of_the_machine(index, expected):
     with Device("ptx", index) as device:
         names = (
             "multiprocessor_count",
@@ -90,8 +91,8 @@ def test_the_two_devices_of_the_machine(index, expected):
 
 
 def test_devices_that_there_are_not():
-    with pytest.raises(BackendError, match="has no device 2; it has 2"):
-        Device("ptx", 2)
+    with pytest.raises(BackendError, match="has no device 3; it has 3"):
+        Device("ptx", 3)
     with pytest.raises(BackendError, match="has no device -1"):
         Device("ptx", -1)
     with pytest.raises(ArgumentError, match="backend is 'metal'; accepted: cuda, ptx"):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from layers import MODELS, layers
-from operators import GPU_IMPLS, Random
+from operators import GPU_IMPLS, SM_120, Random
 from tolerances import (
     UNIT,
     Exact,
@@ -29,6 +29,7 @@ from effnet_fast.network import Act, Window
 from effnet_fast.ops import gpu_step
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+IMPLS = [*GPU_IMPLS, pytest.param("triton", id="triton-sm_120", marks=SM_120)]
 # An image of more pixels than this times its channels is tested on a slice of its channels: the
 # machine takes a second for some million outputs.
 ELEMENTS = 600_000
@@ -50,7 +51,7 @@ def slice_of(c, pixels):
     return (c - kept) // 2 // 16 * 16, kept
 
 
-@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layer, act", cases("depthwise"))
 def test_depthwise_layers(impl, dtype, layer, act):
@@ -68,7 +69,7 @@ def test_depthwise_layers(impl, dtype, layer, act):
     assert_parity(total, sums(expected))
 
 
-@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layer, act", cases("squeeze"))
 def test_squeeze_layers(impl, dtype, layer, act):
@@ -81,7 +82,7 @@ def test_squeeze_layers(impl, dtype, layer, act):
     assert_parity(gate, linear(middle, w2, b2, "sigmoid"))
 
 
-@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layer, act", cases("activations"))
 def test_activation_layers(impl, dtype, layer, act):
@@ -102,7 +103,7 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("impl", GPU_IMPLS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", LONG)
 @pytest.mark.parametrize("layer, act", cases("pointwise"))
 def test_pointwise_layers(impl, dtype, layer, act):

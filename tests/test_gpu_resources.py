@@ -121,14 +121,16 @@ def test_occupancy_checks_its_arguments(threads, dynamic, capability, says):
 
 
 def test_the_machine_s_devices_have_these_limits():
-    for index, capability in ((0, 80), (1, 89)):
+    for index, capability in ((0, 80), (1, 89), (2, 120)):
         with Device("ptx", index) as device:
             names = (
                 "max_threads_per_multiprocessor", "max_blocks_per_multiprocessor",
                 "max_shared_memory_per_multiprocessor", "max_shared_memory_per_block_optin",
             )  # fmt: skip
             threads, blocks, shared, block_shared = (device.attributes[n] for n in names)
-            assert Multiprocessor(threads // 32, blocks, shared) == MULTIPROCESSORS[capability]
+            barriers = MULTIPROCESSORS[capability].barriers  # which no attribute says
+            limits = Multiprocessor(threads // 32, blocks, shared, barriers)
+            assert limits == MULTIPROCESSORS[capability]
             assert block_shared == MULTIPROCESSORS[capability].block_shared
 
 

@@ -395,8 +395,9 @@ def fat_binary(*entries):
     return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
 
 
-def ptx_for(arch):
-    return KERNELS.replace("sm_80", f"sm_{arch}").replace("nothing", f"for_{arch}").encode()
+def ptx_for(arch, suffix=""):
+    target = f"sm_{arch}{suffix}"
+    return KERNELS.replace("sm_80", target).replace("nothing", f"for_{arch}{suffix}").encode()
 
 
 # An entry that says it is longer than the container.
@@ -415,14 +416,26 @@ def names(b, module):
     }
 
 
-@pytest.mark.parametrize("device, chosen", [(0, "for_80"), (1, "for_89")])
-def test_the_newest_ptx_that_the_device_takes(device, chosen):
+@pytest.mark.parametrize(
+    "device, own, chosen",
+    [
+        (0, ("", "a"), "for_80"),
+        (1, ("", "a"), "for_89"),
+        (2, (), "for_89"),  # not what is for sm_90 alone
+        (2, ("",), "for_120"),
+        (2, ("a",), "for_120a"),
+        (2, ("f",), "for_120f"),
+    ],
+)
+def test_the_newest_ptx_that_the_device_takes(device, own, chosen):
     image = fat_binary(
         (2, 80, b"\x7fELF machine code", False),
         (1, 75, ptx_for(75), False),
         (1, 80, ptx_for(80), False),
         (1, 89, ptx_for(89), False),
-        (1, 120, ptx_for(120), False),
+        (1, 90, ptx_for(90, "a"), False),
+        (1, 121, ptx_for(121), False),
+        *((1, 120, ptx_for(120, suffix), False) for suffix in own),
     )
     b = Bench(Raw("ptx"), device)
     assert chosen in names(b, b.load(image))
@@ -430,6 +443,23 @@ def test_the_newest_ptx_that_the_device_takes(device, chosen):
     held = ctypes.create_string_buffer(image, len(image))
     wrapper = struct.pack("<IIQQ", 0x466243B1, 1, ctypes.addressof(held), 0)
     assert chosen in names(b, b.raw.make("cuModuleLoadFatBinary", wrapper))
+    b.close()
+
+
+@pytest.mark.parametrize("device, has", [(0, 80), (1, 89), (2, 120)])
+@pytest.mark.parametrize("suffix", ["", "a", "f"])
+def test_texts_that_a_device_runs(device, has, suffix):
+    """Of older architectures, but for what is for one alone or for one generation."""
+    b = Bench(Raw("ptx"), device)
+    for arch in (75, 80, 89, 90, 100, 103, 120, 121):
+        image = ptx_for(arch, suffix) + bytes(64)
+        among = {"": arch <= has, "a": arch == has, "f": arch <= has and arch // 10 == has // 10}
+        if among[suffix]:
+            assert f"for_{arch}{suffix}" in names(b, b.load(image))
+            continue
+        result = b.raw.call("cuModuleLoadData", ctypes.byref(u64()), image)
+        assert result == "CUDA_ERROR_INVALID_PTX"
+        assert f"does not run on sm_{has}" in b.raw.last_error
     b.close()
 
 
@@ -447,8 +477,36 @@ def test_the_newest_ptx_that_the_device_takes(device, chosen):
         (DAMAGED, "INVALID_IMAGE", "damaged"),
         (b"\x7fELF\x02\x01\x01", "NO_BINARY_FOR_GPU", "machine code (a cubin)"),
         (ptx_for(90), "INVALID_PTX", "sm_90"),
+        (
+            fat_binary((1, 75, ptx_for(75, "a"), False)),
+            "NO_BINARY_FOR_GPU",
+            "holds PTX of sm 75a; this device takes PTX of sm 80 or older that is not for another",
+        ),
+        (
+            ptx_for(75, "a"),
+            "INVALID_PTX",
+            "PTX for sm_75a, which is for that architecture alone, does not run on sm_80",
+        ),
+        (
+            ptx_for(75, "f"),
+            "INVALID_PTX",
+            "PTX for sm_75f, which is for that generation alone, does not run on sm_80",
+        ),
+        (ptx_for(80, "b"), "INVALID_PTX", "unknown target sm_80b"),
     ],
-    ids=["machine code", "compressed", "newer", "empty", "damaged", "cubin", "newer text"],
+    ids=[
+        "machine code",
+        "compressed",
+        "newer",
+        "empty",
+        "damaged",
+        "cubin",
+        "newer text",
+        "another's",
+        "another's text",
+        "another generation's text",
+        "unknown text",
+    ],
 )
 def test_images_that_cannot_run(bench, image, result, says):
     log = ctypes.create_string_buffer(1024)

@@ -10,13 +10,15 @@ GRID, BLOCK = 3, 64
 WARPS = GRID * BLOCK // 32
 
 
-def count(body, regions=None, grid=GRID, block=BLOCK, shared=0, declarations="", **options):
+def count(
+    body, regions=None, grid=GRID, block=BLOCK, shared=0, declarations="", target=80, **options
+):
     """Run a kernel over x and y, 64 KB each; returns what was counted, tensors by their names."""
-    with Device("ptx", threads=1, **options) as device:
+    with Device("ptx", 0 if target < 90 else 2, threads=1, **options) as device:
         x = device.upload(np.arange(16384, dtype=np.uint32))
         y = device.upload(np.zeros(16384, np.uint32))
         declared = regions(x, y) if regions else (x.region("x", "r"), y.region("y"))
-        function = device.load(kernel(body, declarations)).kernel("kernel")
+        function = device.load(kernel(body, declarations, target=target)).kernel("kernel")
         device.launch(Launch(function, (grid,), (block,), shared, (x, y, 1), declared))
         device.synchronize()
         (counts,) = device.take_counts()
@@ -279,7 +281,16 @@ def test_matrices(matrices, pitch, wavefronts):
   ldmatrix.sync.aligned.m8n8.{matrices}.shared.b16 {{{registers}}}, [r1];"""
     )
     counts = count(body, grid=1, block=32)
-    assert counts["shared_load"] == shared(1, wavefronts, number, 128 * number)
+    expected = shared(1, wavefronts, number, 128 * number)
+    assert counts["shared_load"] == expected
+    body = (
+        _TILE.format(stride=pitch)
+        + f"""
+  stmatrix.sync.aligned.m8n8.{matrices}.shared.b16 [r1], {{{", ".join(["i"] * number)}}};"""
+    )
+    counts = count(body, grid=1, block=32, target=90)
+    assert counts["shared_store"] == expected
+    assert classes(counts)["shared_store"] == (1, 32)
 
 
 def test_half_a_warp_and_atomics():

@@ -27,32 +27,40 @@ WARPS = 48  # of a test of what warps do
 
 @pytest.fixture(scope="module")
 def devices():
-    """A list of one: a device that a kernel broke is replaced."""
-    devices = [open_device()]
+    """By their index, once one is asked for; those that a kernel broke are replaced."""
+    devices = {}
     yield devices
-    devices[0].close()
+    for device in devices.values():
+        device.close()
 
 
 @pytest.fixture
 def device(devices):
-    yield devices[0]
+    yield from usable(devices, 1)
+
+
+@pytest.fixture
+def newest(devices):
+    """The sm_120, of instructions that came after the sm_89."""
+    yield from usable(devices, 2)
+
+
+def usable(devices, index):
+    if index not in devices:
+        devices[index] = Device("ptx", index, threads=1, approx="exact")
+    yield devices[index]
     try:
-        devices[0].synchronize()
+        devices[index].synchronize()
     except KernelFault:
-        devices[0].close()
-        devices[0] = open_device()
-
-
-def open_device():
-    return Device("ptx", 1, threads=1, approx="exact")
+        devices.pop(index).close()
 
 
 # ---- one lane at a time -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_form(device, form):
-    form.check(device)
+def test_form(request, form):
+    form.check(request.getfixturevalue("device" if form.target < 90 else "newest"))
 
 
 # ---- approximations -----------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def test_approximate_division(name, options):
 # ---- warps --------------------------------------------------------------------------------------
 
 
-def run_words(device, body, words, results=1, declarations="", block=32, shared=0):
+def run_words(device, body, words, results=1, declarations="", block=32, shared=0, target=80):
     """Run a kernel body, of ptx_kernels, for a row of `words` per thread.
 
     It finds its row at q1 and leaves its own `results` words at q2; returns the rows of all.
@@ -288,7 +296,7 @@ def run_words(device, body, words, results=1, declarations="", block=32, shared=
   add.s64 q2, y, q2;"""
     x = device.upload(words)
     y = device.upload(np.zeros((threads, results), np.uint32))
-    module = device.load(kernel(at + body, declarations))
+    module = device.load(kernel(at + body, declarations, target=target))
     launch = Launch(module.kernel("kernel"), (threads // block,), (block,), shared, (x, y, 0))
     device.launch(launch)
     return device.download(y, np.uint32, (threads, results))
@@ -1410,6 +1418,61 @@ def load_matrices(device, count, trans, space):
     return data, by_warp(rows)
 
 
+@pytest.mark.parametrize("space", [".shared", ".shared::cta", ""])
+@pytest.mark.parametrize("trans", ["", ".trans"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix(newest, count, trans, space):
+    held, tiles, places = store_matrices(newest, count, trans, space)
+    # Row r of a matrix is held by lanes 4 r to 4 r + 3, two elements each.
+    matrices = np.ascontiguousarray(held.swapaxes(1, 2)).view(np.uint16)
+    matrices = matrices.reshape(-1, count, 8, 8)
+    if trans:
+        matrices = matrices.swapaxes(2, 3)
+    expected = np.full((len(held), 64, 8), 0xFFFF, np.uint16)
+    for tile, rows, at in zip(expected, matrices.reshape(-1, 8 * count, 8), places, strict=True):
+        tile[at[: 8 * count]] = rows
+    assert (tiles == expected).all()
+
+
+def store_matrices(device, count, trans, space):
+    """stmatrix to rows at random places; returns what each lane held (warps, 32, count), the rows
+    of shared memory (warps, 64, 8), where what was not stored is all ones, and the places."""
+    rng = np.random.default_rng(13)
+    places = np.stack([rng.permutation(64)[:32] for _ in range(8)])
+    held = rng.integers(0, FULL, (8, 32, count), np.uint32)
+    words = np.concatenate([held, places[..., None].repeat(6 - count, -1)], -1)
+    sources = [f"r{10 + j}" for j in range(count)]
+    address = "r1"
+    generic = ""
+    if not space:
+        address, generic = "q3", "\n  cvt.u64.u32 q3, r1;\n  cvta.shared.u64 q3, q3;"
+    rows = run_words(
+        device,
+        """
+  .shared .align 16 .b8 tile[1024];
+  mov.u32 r2, tile;
+  mad.lo.u32 r3, lane, 32, r2;
+  mov.u32 r4, -1;
+  st.shared.v4.u32 [r3], {r4, r4, r4, r4};
+  st.shared.v4.u32 [r3+16], {r4, r4, r4, r4};
+  bar.warp.sync 0xffffffff;
+  ld.global.u32 r1, [q1+20];
+  mad.lo.u32 r1, r1, 16, r2;"""
+        + "".join(f"\n  ld.global.u32 {r}, [q1+{4 * j}];" for j, r in enumerate(sources))
+        + f"""{generic}
+  stmatrix.sync.aligned.m8n8.x{count}{trans}{space}.b16 [{address}], {{{", ".join(sources)}}};
+  bar.warp.sync 0xffffffff;
+  ld.shared.v4.u32 {{r4, r5, r6, r7}}, [r3];
+  st.global.v4.u32 [q2], {{r4, r5, r6, r7}};
+  ld.shared.v4.u32 {{r4, r5, r6, r7}}, [r3+16];
+  st.global.v4.u32 [q2+16], {{r4, r5, r6, r7}};""",
+        words.reshape(-1, 6),
+        8,
+        target=90,
+    )
+    return held, np.ascontiguousarray(rows).view(np.uint16).reshape(-1, 64, 8), places
+
+
 # ---- matrices, as CuTe has them -----------------------------------------------------------------
 
 CUTE = "cutlass_library/source/include/cute/atom"
@@ -1425,7 +1488,7 @@ def cute():
         pytest.skip("nvidia-cutlass is not installed")
     text = "".join(
         files.locate_file(f"{CUTE}/{name}").read_text()
-        for name in ("mma_traits_sm80.hpp", "copy_traits_sm75.hpp")
+        for name in ("mma_traits_sm80.hpp", "copy_traits_sm75.hpp", "copy_traits_sm90.hpp")
     )
     return cute_layouts(re.sub(r"//.*", "", text))
 
@@ -1450,7 +1513,10 @@ def cute_layouts(text):
     for name, base, members in re.findall(struct, text, re.DOTALL):
         atoms[name] = dict(atoms.get(base, {}))
         for member, value in re.findall(r"using (\w+Layout)\s*=\s*([^;]*);", members):
-            if value in named or value.startswith("Layout"):
+            of_other = re.match(r"typename Copy_Traits<(\w+)>::(\w+)", value)
+            if of_other and of_other[1] in atoms:
+                atoms[name][member] = atoms[of_other[1]][of_other[2]]
+            elif value in named or value.startswith("Layout"):
                 atoms[name][member] = layout(value.strip())
     return atoms
 
@@ -1510,6 +1576,33 @@ def test_ldmatrix_layouts_are_cutes(device, cute, count, trans, atom):
     for lane in range(32):
         for element in range(2 * count):
             assert (got[:, lane, element] == whole[:, target(lane, 16 * element) // 16]).all()
+
+
+@pytest.mark.parametrize(
+    "count, trans, atom",
+    [
+        (1, "", "SM90_U32x1_STSM_N"),
+        (2, "", "SM90_U32x2_STSM_N"),
+        (4, "", "SM90_U32x4_STSM_N"),
+        (1, ".trans", "SM90_U16x2_STSM_T"),
+        (2, ".trans", "SM90_U16x4_STSM_T"),
+        (4, ".trans", "SM90_U16x8_STSM_T"),
+    ],
+)
+def test_stmatrix_layouts_are_cutes(newest, cute, count, trans, atom):
+    """As of ldmatrix, for registers read and rows written."""
+    held, tiles, places = store_matrices(newest, count, trans, ".shared")
+    source, target = cute[atom]["SrcLayout"], cute[atom]["DstLayout"]
+    elements = np.ascontiguousarray(held).view(np.uint16)
+    whole = np.zeros((len(held), count * 64), np.uint16)
+    for lane in range(32):
+        for element in range(2 * count):
+            whole[:, source(lane, 16 * element) // 16] = elements[:, lane, element]
+    for warp, at in enumerate(places):
+        for lane in range(8 * count):
+            for element in range(8):
+                written = tiles[warp, at[lane], element]
+                assert written == whole[warp, target(lane, 16 * element) // 16]
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -1680,6 +1773,7 @@ cp.async.wait_group r0
 ldmatrix.sync.aligned.m8n8.x3.shared.b16 {r0, r1, r2}, [r9]
 ldmatrix.sync.aligned.m8n8.x2.shared.b16 {r0}, [r9]
 ldmatrix.sync.aligned.m8n8.x1.global.b16 {r0}, [q7]
+ldmatrix.sync.aligned.m8n8.x1.shared.b16 r0, [r9]
 ldmatrix.aligned.m8n8.x1.shared.b16 {r0}, [r9]
 stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], {r0}
 prefetch.shared.L1 [r9]
@@ -1719,6 +1813,66 @@ griddepcontrol.wait
 mbarrier.try_wait.shared.b64 p0, [r9], q1
 """.strip().splitlines()  # noqa: E501
 
+# And these none for sm_120.
+REFUSED_120 = """
+add.sat.s16x2 r0, r1, r2
+add.s16x2 r0, r1, 5
+add.cc.s16x2 r0, r1, r2
+sub.s16x2 r0, r1, r2
+mul.lo.s16x2 r0, r1, r2
+min.relu.u16x2 r0, r1, r2
+min.relu.s16 h0, h1, h2
+div.s16x2 r0, r1, r2
+neg.s16x2 r0, r1
+sad.s16x2 r0, r1, r2, r3
+add.sat.f32x2 q0, q1, q2
+add.f32x2 q0, q1, 5
+add.f32x2 r0, r1, r2
+mul.sat.f32x2 q0, q1, q2
+fma.f32x2 q0, q1, q2, q3
+fma.rn.sat.f32x2 q0, q1, q2, q3
+mad.rn.f32x2 q0, q1, q2, q3
+div.rn.f32x2 q0, q1, q2
+min.f32x2 q0, q1, q2
+max.abs.f32 r0, r1, r2
+max.xorsign.abs.f32 r0, r1, r2, r3
+max.f64 q0, q1, q2, q3
+max.f16 h0, h1, h2, h3
+neg.f32x2 q0, q1
+mov.f32x2 q0, q1
+ld.global.f32x2 q0, [q7]
+add.rn.ftz.f32.f16 r0, h1, r2
+add.rn.f32.f16 r0, r1, r2
+add.rn.f32.f16 r0, h1, h2
+add.rn.f32.f16 r0, 0f3F800000, r2
+add.rn.f32.f16x2 r0, r1, r2
+add.f32.f32 r0, r1, r2
+add.rn.f64.f32 q0, r1, q2
+add.f16.f32 h0, h1, r2
+mul.rn.f32.f16 r0, h1, r2
+fma.f32.f16 r0, h1, h2, r3
+fma.rn.f32.f16 r0, h1, r2, r3
+mad.rn.f32.bf16 r0, h1, h2, r3
+add.sat.bf16 h0, h1, h2
+sub.ftz.bf16 h0, h1, h2
+mul.rz.bf16x2 r0, r1, r2
+stmatrix.sync.aligned.m8n8.x3.shared.b16 [r9], {r0, r1, r2}
+stmatrix.sync.aligned.m8n8.x2.shared.b16 [r9], {r0}
+stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], r0
+stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], {5}
+stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], {h0}
+stmatrix.sync.aligned.m8n8.x2.shared.b16 [r9], {r0, _}
+stmatrix.sync.aligned.m8n8.x1.global.b16 [q7], {r0}
+stmatrix.sync.aligned.m8n8.x1.shared.b8 [r9], {r0}
+stmatrix.aligned.m8n8.x1.shared.b16 [r9], {r0}
+stmatrix.sync.m8n8.x1.shared.b16 [r9], {r0}
+stmatrix.sync.aligned.m16n8.x1.trans.shared.b8 [r9], {r0}
+wgmma.fence.sync.aligned
+tcgen05.fence::before_thread_sync
+setmaxnreg.inc.sync.aligned.u32 64
+redux.sync.min.f32 r0, r1, r2
+""".strip().splitlines()
+
 # Correct PTX for sm_89 that is not executed here.
 NOT_EXECUTED = """
 addc.sat.s32 r0, r1, r2
@@ -1747,10 +1901,64 @@ wmma.load.a.sync.aligned.row.m16n16k16.f16 {r0, r1, r2, r3, r4, r5, r6, r7}, [q7
 """.strip().splitlines()
 
 
+# And for sm_120.
+NOT_EXECUTED_120 = """
+setp.eq.bf16 p0, h1, h2
+cvt.rn.bf16.s32 h0, r1
+ex2.approx.ftz.bf16 h0, h1
+tanh.approx.bf16x2 r0, r1
+ld.global.v8.u32 {r0, r1, r2, r3, r4, r5, r6, r7}, [q7]
+st.global.v4.b64 [q7], {q0, q1, q2, q3}
+atom.global.add.noftz.bf16 h0, [q7], h1
+elect.sync r0|p0, r1
+mbarrier.try_wait.shared.b64 p0, [r9], q1
+cp.async.bulk.commit_group
+barrier.cluster.arrive
+griddepcontrol.wait
+""".strip().splitlines()
+
+# Instructions with the first architecture that has them: refused in PTX for older ones.
+SINCE = {
+    "add.bf16 h0, h1, h2": 90,
+    "sub.rn.bf16x2 r0, r1, r2": 90,
+    "mul.bf16 h0, h1, h2": 90,
+    "add.s16x2 r0, r1, r2": 90,
+    "min.u16x2 r0, r1, r2": 90,
+    "max.relu.s32 r0, r1, r2": 90,
+    "stmatrix.sync.aligned.m8n8.x1.shared.b16 [r9], {r0}": 90,
+    "add.f32x2 q0, q1, q2": 100,
+    "sub.rz.ftz.f32x2 q0, q1, q2": 100,
+    "mul.f32x2 q0, q1, q2": 100,
+    "fma.rn.f32x2 q0, q1, q2, q3": 100,
+    "add.rn.f32.f16 r0, h1, r2": 100,
+    "max.f32 r0, r1, r2, r3": 100,
+    "sub.sat.f32.bf16 r0, h1, r2": 100,
+    "fma.rn.f32.f16 r0, h1, h2, r3": 100,
+}
+BEFORE = {90: 89, 100: 90}
+
+
 @pytest.mark.parametrize("text", REFUSED + NOT_EXECUTED)
 def test_an_unknown_form_is_refused(device, text):
     with pytest.raises(GpuError, match=re.escape(text)):
         device.load(header(80) + SURROUNDINGS.format(text))
+
+
+@pytest.mark.parametrize("text", REFUSED_120 + NOT_EXECUTED_120)
+def test_an_unknown_form_is_refused_for_sm_120(newest, text):
+    with pytest.raises(GpuError, match=re.escape(text)):
+        newest.load(header(120) + SURROUNDINGS.format(text))
+
+
+@pytest.mark.parametrize("text", SINCE)
+def test_a_form_is_refused_for_older_targets(newest, text):
+    """Whatever the device is: a driver goes by the text."""
+    first = SINCE[text]
+    newest.load(header(first) + SURROUNDINGS.format(text))
+    for target in (80, BEFORE[first]):
+        says = f"it needs sm_{first}; the module is for sm_{target}"
+        with pytest.raises(GpuError, match=f'{re.escape(text)};?": {says}'):
+            newest.load(header(target) + SURROUNDINGS.format(text))
 
 
 # ---- the tables themselves ----------------------------------------------------------------------
@@ -1765,6 +1973,7 @@ ELSEWHERE = {
     "cvta": test_address_windows,
     "isspacep": test_address_windows,
     "ldmatrix": load_matrices,
+    "stmatrix": store_matrices,
     "mma": Product,
     "movmatrix": test_movmatrix,
     "trap": test_a_kernel_stops_itself,
@@ -1842,23 +2051,32 @@ def assemble(tmp_path_factory):
 
 
 def test_forms_are_ptx(assemble):
-    for target in (80, 86):
+    for target in sorted({form.target for form in FORMS}):
         forms = [form for form in FORMS if form.target == target]
         refused = assemble([form.entry("kernel") for form in forms], target)
         wrong = [(str(f), m[0]) for f, m in zip(forms, refused, strict=True) if m]
         assert not wrong, wrong[:10]
 
 
-def test_what_is_not_executed_is_ptx(assemble):
-    refused = assemble([SURROUNDINGS.format(text) for text in NOT_EXECUTED], 89)
-    assert not any(refused), [x for x in zip(NOT_EXECUTED, refused, strict=True) if x[1]]
+@pytest.mark.parametrize("texts, target", [(NOT_EXECUTED, 89), (NOT_EXECUTED_120, 120)])
+def test_what_is_not_executed_is_ptx(assemble, texts, target):
+    refused = assemble([SURROUNDINGS.format(text) for text in texts], target)
+    assert not any(refused), [x for x in zip(texts, refused, strict=True) if x[1]]
 
 
-def test_what_is_refused_is_not_ptx(assemble):
+@pytest.mark.parametrize("first", sorted(BEFORE))
+def test_forms_are_ptx_since_their_target(assemble, first):
+    entries = [SURROUNDINGS.format(text) for text, since in SINCE.items() if since == first]
+    assert not any(assemble(entries, first))
+    assert all(assemble(entries, BEFORE[first]))
+
+
+@pytest.mark.parametrize("texts, target", [(REFUSED, 89), (REFUSED_120, 120)])
+def test_what_is_refused_is_not_ptx(assemble, texts, target):
     taken = []
-    for text in REFUSED:  # one at a time: a syntax error ends the assembler's reading
+    for text in texts:  # one at a time: a syntax error ends the assembler's reading
         try:
-            refused = assemble([SURROUNDINGS.format(text)], 89)[0]
+            refused = assemble([SURROUNDINGS.format(text)], target)[0]
         except AssertionError:
             refused = ["no line is named"]
         if not refused:

@@ -231,6 +231,48 @@ again:
         shared=512,
     ),
     Case(
+        "stored_matrix_row_past_shared",
+        "out of bounds",
+        """
+  mov.u32 r1, dynamic;
+  shl.b32 r2, lane, 4;
+  add.s32 r1, r1, r2;
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1+16], {i, i, i, i};  // wrong trap
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {i, i, i, i};  // right
+  bar.warp.sync -1;
+  ld.shared.u32 r2, [r1];
+  st.global.u32 [yi], r2;""",
+        ("16 bytes at shared address 0x200", "the block has 512 bytes"),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8),
+        declarations=".extern .shared .align 16 .b8 dynamic[];",
+        shared=512,
+        where="block (0, 0, 0), thread (31, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "stored_matrix_row_past_a_variable",
+        "out of bounds",
+        """
+  .shared .align 16 .b8 tile[128];
+  .shared .align 16 .b8 other[128];
+  mov.u32 r1, tile;
+  mov.u32 r2, other;
+  mad.lo.s32 r1, lane, 16, r1;
+  stmatrix.sync.aligned.m8n8.x2.shared.b16 [r1], {i, i};  // wrong trap
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r1], {i};  // right
+  bar.warp.sync -1;
+  and.b32 r3, lane, 7;
+  mov.u32 r1, tile;
+  mad.lo.s32 r1, r3, 16, r1;
+  st.shared.u32 [r2], 5;
+  ld.shared.u32 r4, [r1];
+  st.global.u32 [yi], r4;""",
+        ("shared tile + 128 is past the end of the variable",),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8),
+        where="block (0, 0, 0), thread (8, 0, 0)",
+        target=90,
+    ),
+    Case(
         "async_copy_from_past_the_end",
         "out of bounds",
         """
@@ -500,6 +542,45 @@ MISALIGNED = [
         lambda i, x: 32 * (i // 32) + i % 32 // 4,
     ),
     Case(
+        "stored_matrix_row",
+        "misaligned",
+        """
+  .shared .align 16 .b8 tile[1024];
+  mov.u32 r1, tile;
+  mad.lo.s32 r2, lane, 24, r1;  // wrong
+  mad.lo.s32 r2, lane, 32, r1;  // right
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r2], {i};  // trap
+  bar.warp.sync -1;
+  and.b32 r3, lane, 7;
+  mad.lo.s32 r3, r3, 32, r1;
+  ld.shared.u32 r4, [r3];
+  st.global.u32 [yi], r4;""",
+        ("address 0x18 is not a multiple of 16 bytes",),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8),
+        where="block (0, 0, 0), thread (1, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "stored_matrix_row_with_an_undefined_element",
+        "misaligned",
+        """
+  .shared .align 16 .b8 tile[1024];
+  mov.u32 r1, tile;
+  mad.lo.s32 r2, lane, 24, r1;  // wrong
+  mad.lo.s32 r2, lane, 32, r1;  // right
+  setp.ne.u32 p0, lane, 9;
+  @p0 mov.u32 r3, i;
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r2], {r3};  // trap
+  bar.warp.sync -1;
+  and.b32 r3, lane, 7;
+  mad.lo.s32 r3, r3, 32, r1;
+  ld.shared.u32 r4, [r3];
+  st.global.u32 [yi], r4;""",
+        ("address 0x18 is not a multiple of 16 bytes",),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8),
+        target=90,
+    ),
+    Case(
         "async_copy_of_16_bytes",
         "misaligned",
         """
@@ -540,6 +621,18 @@ _MMA = """
   mov.u32 r8, 0x40004000;
   mov.b32 f0, 0;
   mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {f1, f2, f3, f4}, {r4, r5, r6, r7}, """
+
+# Lane 9 has no value.
+_STORED_MATRIX = """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r1, tile;
+  mad.lo.s32 r1, lane, 16, r1;
+  setp.ne.u32 p0, lane, 9;
+  @!p0 mov.u32 r2, lane;  // right
+  @p0 mov.u32 r2, lane;
+  stmatrix.sync.aligned.m8n8.x1{trans}.shared.b16 [r1], {{r2}};
+  bar.warp.sync -1;
+  setp.lt.u32 p1, lane, 8;"""
 
 UNINITIALIZED = [
     Case(
@@ -675,6 +768,68 @@ skip:""",
   st.global.u32 [yi], r9;  // trap""",
         ("the value that it stores was never set", "was read from shared tile + "),
         lambda i, x: 32,
+    ),
+    # Lane 9 has the second pair of row 2; transposed, the third element of rows 2 and 3.
+    Case(
+        "shared_from_a_matrix",
+        "uninitialized",
+        _STORED_MATRIX.format(trans="")
+        + """
+  @p1 ld.shared.u32 r4, [r1+4];
+  @p1 st.global.u32 [yi], r4;  // trap""",
+        ("the value that it stores was never set", "shared tile + 36"),
+        lambda i, x: np.where(i % 32 < 8, 4 * (i % 32) + 1, 0),
+        where="block (0, 0, 0), thread (2, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "shared_from_a_transposed_matrix",
+        "uninitialized",
+        _STORED_MATRIX.format(trans=".trans")
+        + """
+  @p1 ld.shared.u16 r4, [r1+4];
+  @p1 st.global.u32 [yi], r4;  // trap""",
+        ("the value that it stores was never set", "shared tile + 36"),
+        lambda i, x: np.where(i % 32 < 8, np.where(i % 2, 0, 8 + i % 32 // 2), 0),
+        where="block (0, 0, 0), thread (2, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "address_of_a_stored_matrix",
+        "uninitialized",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r1, tile;
+  setp.lt.u32 p0, lane, 7;  // wrong
+  setp.lt.u32 p0, lane, 8;  // right
+  @p0 mad.lo.s32 r2, lane, 16, r1;
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r2], {lane};  // trap
+  bar.warp.sync -1;
+  ld.shared.u32 r3, [r1+16];
+  st.global.u32 [yi], r3;""",
+        ("its address was never set",),
+        lambda i, x: 4,
+        where="block (0, 0, 0), thread (7, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "pair_of_floats",
+        "uninitialized",
+        """
+  mov.b32 f0, 0f3F800000;
+  setp.ne.u32 p0, lane, 9;  // wrong
+  setp.ne.u32 p0, lane, 99;  // right
+  @p0 mov.b32 f1, 0f40000000;
+  mov.b64 q1, {f0, f0};
+  mov.b64 q2, {f0, f1};
+  fma.rn.f32x2 q1, q1, q2, q1;
+  mov.b64 {f2, f3}, q1;
+  cvt.rzi.s32.f32 r1, f3;
+  st.global.u32 [yi], r1;  // trap""",
+        ("the value that it stores was never set",),
+        lambda i, x: 3,
+        where="block (0, 0, 0), thread (9, 0, 0)",
+        target=120,
     ),
     Case(
         "shared_through_a_shuffle",
@@ -1137,6 +1292,82 @@ done:""",
         lambda i, x: (i // 32 ^ 1) * 32 + i % 32 // 4,
         block=64,
     ),
+    Case(
+        "stored_matrices_before_the_barrier",
+        "shared race",
+        """
+  .shared .align 16 .b8 tile[1024];
+  mov.u32 r0, tile;
+  mad.lo.s32 r1, tid, 16, r0;
+  xor.b32 r2, tid, 32;
+  mad.lo.s32 r2, r2, 16, r0;
+  st.shared.v4.u32 [r1], {n, n, n, n};
+  bar.sync 0;
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {i, i, i, i};  // trap
+  bar.sync 0;  // right
+  ld.shared.u32 r4, [r2];  // trap
+  st.global.u32 [yi], r4;""",
+        ("of shared tile + ",),
+        lambda i, x: (i // 32 ^ 1) * 32 + 4 * (i % 8),
+        block=64,
+        target=90,
+    ),
+    Case(
+        "stored_matrices_in_a_warp",
+        "shared race",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  mad.lo.s32 r1, lane, 16, r0;
+  xor.b32 r2, lane, 1;
+  mad.lo.s32 r2, r2, 16, r0;
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {i, i, i, i};
+  bar.warp.sync -1;  // right
+  ld.shared.u32 r4, [r2];  // trap
+  st.global.u32 [yi], r4;""",
+        ("read of shared tile + 16, which thread (1, 0, 0) wrote",),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8 ^ 1),
+        where="block (0, 0, 0), thread (0, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "stored_matrices_over_what_was_read",
+        "shared race",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  mad.lo.s32 r1, lane, 16, r0;
+  xor.b32 r2, lane, 1;
+  mad.lo.s32 r2, r2, 16, r0;
+  st.shared.v4.u32 [r1], {i, i, i, i};
+  bar.warp.sync -1;
+  ld.shared.u32 r4, [r2];
+  bar.warp.sync -1;  // right
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {n, n, n, n};  // trap
+  st.global.u32 [yi], r4;""",
+        ("write of shared tile + 0, which thread (1, 0, 0) read",),
+        neighbour(1),
+        where="block (0, 0, 0), thread (0, 0, 0)",
+        target=90,
+    ),
+    Case(
+        "stored_matrix_rows_at_one_place",
+        "shared race",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  shr.u32 r1, lane, 1;  // wrong
+  mov.u32 r1, lane;  // right
+  mad.lo.s32 r1, r1, 16, r0;
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r1], {lane};  // trap
+  bar.warp.sync -1;
+  ld.shared.u32 r2, [r0+16];
+  st.global.u32 [yi], r2;""",
+        ("write of shared tile + 0, which thread (0, 0, 0) wrote",),
+        lambda i, x: 4,
+        where="block (0, 0, 0), thread (1, 0, 0)",
+        target=90,
+    ),
 ]
 
 # ---- races in global memory ---------------------------------------------------------------------
@@ -1360,6 +1591,7 @@ GLOBAL_RACES = [
         declarations=_COUNTER,
         grid=5,
         block=64,
+        counts_vary=True,  # which block is the last
     ),
     Case(
         "last_block_fenced_for_its_own_block_only",
@@ -1580,6 +1812,27 @@ ASYNC_COPIES = [
         ("is being copied to by cp.async of thread (0, 0, 0)",),
         lambda i, x: 3 * (4 * (i % 32 // 4) + i % 4) + 1,
     ),
+    Case(
+        "stored_matrices_over_a_copy",
+        "missing cp.async wait",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  mad.lo.s32 r1, lane, 16, r0;
+  and.b32 r2, lane, 7;
+  mul.wide.u32 q1, r2, 16;
+  add.s64 q1, q1, x;
+  cp.async.cg.shared.global [r1], [q1], 16;
+  cp.async.wait_all;  // right
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {i, i, i, i};  // trap
+  bar.warp.sync -1;
+  cp.async.wait_all;
+  ld.shared.u32 r4, [r1];
+  st.global.u32 [yi], r4;""",
+        ("is being copied to by cp.async of thread (0, 0, 0)",),
+        lambda i, x: 32 * (i // 32) + 4 * (i % 8),
+        target=90,
+    ),
 ]
 
 # ---- barriers -----------------------------------------------------------------------------------
@@ -1783,6 +2036,23 @@ skip:
   st.global.u32 [yi], r4;""",
         ("not all 32 threads of the warp are here",),
         lambda i, x: i // 32 * 32 + i % 32 // 4,
+    ),
+    Case(
+        "stored_matrices_with_part_of_the_warp",
+        "divergent barrier",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  mad.lo.s32 r1, lane, 16, r0;
+  setp.lt.u32 p0, lane, 24;
+  @p0 stmatrix.sync.aligned.m8n8.x1.shared.b16 [r1], {i};  // wrong trap
+  stmatrix.sync.aligned.m8n8.x1.shared.b16 [r1], {i};  // right
+  bar.warp.sync -1;
+  ld.shared.u32 r4, [r0+32];
+  st.global.u32 [yi], r4;""",
+        ("not all 32 threads of the warp are here",),
+        lambda i, x: i // 32 * 32 + 8,
+        target=90,
     ),
     Case(
         "products_with_part_of_the_warp",
@@ -2151,6 +2421,31 @@ again:
   sub.s64 q1, yi, 4096;
   st.global.u32 [q1+4096], r4;""",
         result=lambda i, x: i,
+    ),
+    Case(
+        "elements_beside_an_undefined_one",
+        "",
+        _STORED_MATRIX.format(trans="").replace("// right", "// wrong")
+        + """
+  @p1 ld.shared.u32 r4, [r1];
+  @p1 st.global.u32 [yi], r4;""",
+        result=lambda i, x: np.where(i % 32 < 8, 4 * (i % 32), 0),
+        target=90,
+    ),
+    Case(
+        "the_same_matrix_row_twice",
+        "",
+        """
+  .shared .align 16 .b8 tile[512];
+  mov.u32 r0, tile;
+  shr.u32 r1, lane, 1;
+  mad.lo.s32 r1, r1, 16, r0;
+  stmatrix.sync.aligned.m8n8.x4.shared.b16 [r1], {n, n, n, n};
+  bar.warp.sync -1;
+  ld.shared.u32 r2, [r1];
+  st.global.u32 [yi], r2;""",
+        result=lambda i, x: 1,
+        target=90,
     ),
 ]
 

@@ -384,9 +384,7 @@ void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, A
 
 // ---- shared memory ------------------------------------------------------------------------------
 
-namespace {
-
-void check_shared_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
+void check_shared(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
   check_alignment(w, exec, offset, n);
   const uint64_t size = w.block->shared_bytes;
   for_lanes(exec, [&](int l) {
@@ -397,6 +395,8 @@ void check_shared_bounds(const Warp& w, uint32_t exec, const uint64_t* offset, u
     }
   });
 }
+
+namespace {
 
 std::string shared_name(const Warp& w, uint64_t offset) {
   const Program& program = w.block->launch->program;
@@ -471,7 +471,7 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
                      uint8_t** host) {
   uint32_t defined = kAllLanes;
   Block& block = *w.block;
-  check_shared_bounds(w, exec, offset, n);
+  check_shared(w, exec, offset, n);
   SharedCell* cells = block.shared_shadow.cells;
   const bool strong = access.kind == Kind::kAtomic || access.strong;
   for_lanes(exec, [&](int l) {
@@ -509,7 +509,7 @@ uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n,
 void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,
                   const uint8_t* values, uint32_t defined) {
   Block& block = *w.block;
-  check_shared_bounds(w, exec, offset, n);
+  check_shared(w, exec, offset, n);
   SharedCell* cells = block.shared_shadow.cells;
   for_lanes(exec, [&](int l) {
     const uint32_t thread = w.thread(l);
@@ -538,7 +538,7 @@ void write_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Ac
 
 void reserve_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n) {
   Block& block = *w.block;
-  check_shared_bounds(w, exec, offset, n);
+  check_shared(w, exec, offset, n);
   for_lanes(exec, [&](int l) {
     const uint32_t thread = w.thread(l);
     for_cells(block.shared_shadow, offset[l], n, [&](uint64_t c) {

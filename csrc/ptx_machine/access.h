@@ -24,6 +24,8 @@ void write_global(Warp& w, uint32_t exec, const uint64_t* address, uint32_t n, A
 // Between blocks: what a fence, and a strong access after it, make visible.
 void fence(Warp& w);
 
+// Alignment and bounds of an access to shared memory.
+void check_shared(const Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n);
 // Shared memory: `offset` into the block's. Returns the lanes whose bytes are all defined: a read
 // of others is no error, using the value is.
 uint32_t read_shared(Warp& w, uint32_t exec, const uint64_t* offset, uint32_t n, Access access,

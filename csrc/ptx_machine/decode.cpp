@@ -201,6 +201,12 @@ void Decoder::unknown(const std::string& reason) const {
                                         statement_->text + "\": " + reason);
 }
 
+void Decoder::require_target(int capability) const {
+  if (module_.target.capability >= capability) return;
+  unknown("it needs sm_" + std::to_string(capability) + "; the module is for " +
+          describe(module_.target));
+}
+
 bool Decoder::take(const char* modifier) {
   const auto found = std::find(left_.begin(), left_.end(), modifier);
   if (found == left_.end()) return false;

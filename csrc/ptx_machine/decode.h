@@ -23,6 +23,8 @@ class Decoder {
   Type type();                      // the first type left; fails when there is none
   Type type_if_any();               // or kNone
   const std::string& base() const { return statement_->opcode[0]; }
+  // Fails when the module's .target is older: 90 for sm_90.
+  void require_target(int capability) const;
   // The first of `names` that is left, as its index; -1 when none is.
   int take_one_of(std::initializer_list<const char*> names);
 

@@ -19,6 +19,8 @@ Device devices[kDevices] = {
      size_t{40} << 30, 1215000, 5120, 1410000, nullptr, 0},
     {"effnet_fast PTX machine, sm_89", 89, 128, 1536, 24, 100 << 10, 99 << 10, size_t{72} << 20,
      size_t{24} << 30, 10501000, 384, 2520000, nullptr, 0},
+    {"effnet_fast PTX machine, sm_120", 120, 170, 1536, 24, 100 << 10, 99 << 10, size_t{96} << 20,
+     size_t{32} << 30, 14001000, 512, 2407000, nullptr, 0},
 };
 
 const char* kind_name(Kind kind) {

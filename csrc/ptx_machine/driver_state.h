@@ -47,7 +47,7 @@ struct Device {
   unsigned flags;
 };
 
-inline constexpr int kDevices = 2;
+inline constexpr int kDevices = 3;
 inline constexpr size_t kSharedDefault = 48 << 10;
 inline constexpr size_t kSharedReserved = 1 << 10;  // of each block, by the system
 inline constexpr int kRegisters = 65536;            // of a multiprocessor, and of a block

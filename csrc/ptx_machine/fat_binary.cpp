@@ -1,9 +1,11 @@
-// The PTX in a module image: text as it is, or the newest one that a fat binary has for the device.
+// The PTX in a module image: text as it is, or the newest one of a fat binary that the device runs.
 // The container: a header (magic, version, header size, size of all entries), then entries, each a
 // header and a payload. As nvcc 10 to 13 write it.
+#include <algorithm>
 #include <cstring>
 
 #include "driver_state.h"
+#include "parser.h"
 
 namespace effnet_fast::ptx::driver {
 namespace {
@@ -43,13 +45,20 @@ T read_as(const void* address) {
   return value;
 }
 
+// What PTX is for: an entry's header does not say whether it is for one architecture alone.
+Target target_of(const std::string& ptx) {
+  const size_t at = ptx.find(".target"), first = ptx.find("sm_", std::min(at, ptx.size()));
+  if (first == std::string::npos) return {};
+  return target_named(ptx.substr(first, ptx.find_first_of(", \t\r\n", first) - first));
+}
+
 std::string from_container(const uint8_t* container, int capability) {
   const auto header = read_as<ContainerHeader>(container);
   const uint8_t* at = container + header.header_bytes;
   const uint8_t* const end = at + header.bytes;
   std::string best, seen;
   uint32_t best_arch = 0;
-  bool compressed = false;
+  bool compressed = false, others = false;
   while (end - at >= static_cast<ptrdiff_t>(sizeof(EntryHeader))) {
     const auto entry = read_as<EntryHeader>(at);
     const uint64_t left = static_cast<uint64_t>(end - at);
@@ -59,25 +68,34 @@ std::string from_container(const uint8_t* container, int capability) {
     }
     const bool is_ptx = entry.kind == kPtx;
     const bool is_compressed = entry.compressed_bytes != 0 || entry.uncompressed_bytes != 0;
-    seen += text("%s%s %u%s", seen.empty() ? "" : ", ", is_ptx ? "PTX of sm" : "machine code of sm",
-                 entry.arch, is_compressed ? " (compressed)" : "");
+    std::string ptx;
+    if (is_ptx && !is_compressed) {
+      const char* const payload = reinterpret_cast<const char*>(at + entry.header_bytes);
+      ptx.assign(payload, strnlen(payload, entry.bytes));
+    }
+    const Target target = target_of(ptx);
+    seen += text("%s%s %u%.*s%s", seen.empty() ? "" : ", ",
+                 is_ptx ? "PTX of sm" : "machine code of sm", entry.arch, target.suffix ? 1 : 0,
+                 &target.suffix, is_compressed ? " (compressed)" : "");
     if (is_ptx && entry.arch <= static_cast<uint32_t>(capability)) {
       if (is_compressed) {
         compressed = true;
+      } else if (target.suffix && !target.runs_on(capability)) {
+        others = true;
       } else if (entry.arch > best_arch) {
-        const char* const payload = reinterpret_cast<const char*>(at + entry.header_bytes);
-        best.assign(payload, strnlen(payload, entry.bytes));
+        best = std::move(ptx);
         best_arch = entry.arch;
       }
     }
     at += entry.header_bytes + entry.bytes;
   }
   if (best_arch == 0) {
-    refuse(CUDA_ERROR_NO_BINARY_FOR_GPU,
-           text("the fat binary holds %s; this device takes %sPTX of sm %d or older. Build it with "
-                "nvcc -fatbin --no-compress -gencode arch=compute_80,code=compute_80",
-                seen.empty() ? "nothing" : seen.c_str(), compressed ? "uncompressed " : "",
-                capability));
+    refuse(
+        CUDA_ERROR_NO_BINARY_FOR_GPU,
+        text("the fat binary holds %s; this device takes %sPTX of sm %d or older%s. Build it with "
+             "nvcc -fatbin --no-compress -gencode arch=compute_80,code=compute_80",
+             seen.empty() ? "nothing" : seen.c_str(), compressed ? "uncompressed " : "", capability,
+             others ? " that is not for another architecture alone" : ""));
   }
   return best;
 }

@@ -54,7 +54,7 @@ struct Global {
 class Module {
  public:
   // Throws ParseError, or Fault(kUnknownOpcode), before anything is allocated. `capability` is the
-  // device's, 80 or 89: PTX for a newer .target is refused.
+  // device's, 80, 89 or 120: PTX for a newer .target is refused, or for another architecture alone.
   static std::unique_ptr<Module> parse(const std::string& text, Memory& memory, int capability);
   ~Module();
 

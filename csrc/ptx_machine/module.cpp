@@ -21,9 +21,13 @@ Module::~Module() {
 
 std::unique_ptr<Module> Module::parse(const std::string& text, Memory& memory, int capability) {
   const ModuleText parsed = ptx::parse(text);
-  if (parsed.target == 0) throw ParseError("PTX without a .target");
-  if (parsed.target > capability) {
-    throw ParseError("PTX for sm_" + std::to_string(parsed.target) + " does not run on sm_" +
+  const Target& target = parsed.target;
+  if (target.capability == 0) throw ParseError("PTX without a .target");
+  if (!target.runs_on(capability)) {
+    const char* which = target.suffix == 'a'   ? ", which is for that architecture alone,"
+                        : target.suffix == 'f' ? ", which is for that generation alone,"
+                                               : "";
+    throw ParseError("PTX for " + describe(target) + which + " does not run on sm_" +
                      std::to_string(capability));
   }
   std::unique_ptr<Module> module(new Module());

@@ -83,6 +83,31 @@ struct Framed {
 
 enum Flags : uint16_t { kFtz = 2, kSat = 4, kNaN = 8, kXorSign = 16 };
 
+// Two float32 in a register of 64 bits, the first in its low half.
+template <class F>
+struct Paired {
+  static float half(uint64_t x, int i) {
+    return bit_cast<float>(static_cast<uint32_t>(x >> (32 * i)));
+  }
+  static uint64_t join(float low, float high) {
+    return bit_cast<uint32_t>(low) | uint64_t{bit_cast<uint32_t>(high)} << 32;
+  }
+  static uint64_t f(uint64_t a, uint64_t b) {
+    return join(F::f(half(a, 0), half(b, 0)), F::f(half(a, 1), half(b, 1)));
+  }
+  static uint64_t f(uint64_t a, uint64_t b, uint64_t c) {
+    return join(F::f(half(a, 0), half(b, 0), half(c, 0)), F::f(half(a, 1), half(b, 1), half(c, 1)));
+  }
+};
+
+// All operands but the last are float16 or bfloat16, whose values float32 has.
+template <class F, bool bfloat>
+struct Mixed {
+  static float wide(uint16_t x) { return bfloat ? bfloat_to_float(x) : half_to_float(x); }
+  static float f(uint16_t a, float b) { return F::f(wide(a), b); }
+  static float f(uint16_t a, uint16_t b, float c) { return F::f(wide(a), wide(b), c); }
+};
+
 template <class Op, class T, int arity>
 Handler framed(uint16_t flags) {
   const auto handler = [](auto frame) -> Handler {
@@ -98,6 +123,24 @@ Handler framed(uint16_t flags) {
     return flags & kSat ? handler(Framed<Op, true, true>()) : handler(Framed<Op, true, false>());
   }
   return flags & kSat ? handler(Framed<Op, false, true>()) : handler(Framed<Op, false, false>());
+}
+
+template <class Op, int arity, bool ftz>
+Handler paired() {
+  using F = Paired<Framed<Op, ftz, false>>;
+  if constexpr (arity == 2)
+    return map2<F, uint64_t, uint64_t>;
+  else
+    return map3<F, uint64_t, uint64_t>;
+}
+
+template <class Op, int arity, bool bfloat, bool sat>
+Handler mixed() {
+  using F = Mixed<Framed<Op, false, sat>, bfloat>;
+  if constexpr (arity == 2)
+    return map2<F, float, uint16_t, float>;
+  else
+    return map3<F, float, uint16_t, uint16_t, float>;
 }
 
 // ---- the other directions -----------------------------------------------------------------------
@@ -143,34 +186,63 @@ T directed_value(uint8_t operation, T x, T y, T z) {
   return r;
 }
 
-template <class T>
-void directed(Warp& w, const Instr& in, uint32_t exec) {
+int arity_of(const Instr& in) {
   const uint8_t operation = in.mode & 7;
-  const int arity = operation == kFma ? 3 : operation >= kRcp ? 1 : 2;
-  const T* a = w.row<T>(in.a);
-  const T* b = arity > 1 ? w.row<T>(in.b) : a;
-  const T* c = arity > 2 ? w.row<T>(in.c) : a;
-  T result[kLanes] = {};
-  {
-    const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
-    const Direction direction(modes[in.mode >> 3]);
-    for (int l = 0; l < kLanes; ++l) {
-      T x = a[l], y = b[l], z = c[l];
-      if constexpr (sizeof(T) == 4) {
-        if (in.flags & kFtz) x = flush(x), y = flush(y), z = flush(z);
-      }
-      T r = directed_value(operation, x, y, z);
-      if constexpr (sizeof(T) == 4) {
-        if (in.flags & kFtz) r = flush(r);
-      }
-      result[l] = in.flags & kSat ? saturate_unit(r) : canonical(r);
+  return operation == kFma ? 3 : operation >= kRcp ? 1 : 2;
+}
+
+template <class T>
+void directed_values(const Instr& in, const T* a, const T* b, const T* c, T* result, int n) {
+  const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
+  const Direction direction(modes[in.mode >> 3]);
+  for (int i = 0; i < n; ++i) {
+    T x = a[i], y = b[i], z = c[i];
+    if constexpr (sizeof(T) == 4) {
+      if (in.flags & kFtz) x = flush(x), y = flush(y), z = flush(z);
     }
+    T r = directed_value(in.mode & 7, x, y, z);
+    if constexpr (sizeof(T) == 4) {
+      if (in.flags & kFtz) r = flush(r);
+    }
+    result[i] = in.flags & kSat ? saturate_unit(r) : canonical(r);
   }
-  w.write(in.d, result, exec);
+}
+
+void define_result(Warp& w, const Instr& in, uint32_t exec) {
+  const int arity = arity_of(in);
   uint32_t sources = w.is_defined(in.a);
   if (arity > 1) sources &= w.is_defined(in.b);
   if (arity > 2) sources &= w.is_defined(in.c);
   w.define(in.d, exec, sources);
+}
+
+// Of registers of `Whole`, each one T or two.
+template <class T, class Whole = T>
+void directed(Warp& w, const Instr& in, uint32_t exec) {
+  constexpr int n = kLanes * sizeof(Whole) / sizeof(T);
+  const int arity = arity_of(in);
+  const T* a = w.row<T>(in.a);
+  const T* b = arity > 1 ? w.row<T>(in.b) : a;
+  const T* c = arity > 2 ? w.row<T>(in.c) : a;
+  T result[n];
+  directed_values(in, a, b, c, result, n);
+  Whole whole[kLanes];
+  std::memcpy(whole, result, sizeof(whole));
+  w.write(in.d, whole, exec);
+  define_result(w, in, exec);
+}
+
+template <bool bfloat>
+void directed_mixed(Warp& w, const Instr& in, uint32_t exec) {
+  using Wide = Mixed<void, bfloat>;
+  const bool fused = arity_of(in) > 2;
+  const auto *a = w.row<uint16_t>(in.a), *b = w.row<uint16_t>(fused ? in.b : in.a);
+  const float* last = w.row<float>(fused ? in.c : in.b);
+  float x[kLanes], y[kLanes], result[kLanes];
+  for (int l = 0; l < kLanes; ++l) x[l] = Wide::wide(a[l]), y[l] = Wide::wide(b[l]);
+  directed_values<float>(in, x, fused ? y : last, last, result, kLanes);
+  w.write(in.d, result, exec);
+  define_result(w, in, exec);
 }
 
 // ---- signs, min and max -------------------------------------------------------------------------
@@ -228,6 +300,26 @@ Handler min_max(uint16_t flags) {
     default:
       return map2<MinMax<max, true, true, true>, T, T>;
   }
+}
+
+// Of three.
+template <bool max, bool ftz, bool nan, bool abs>
+struct MinMax3 {
+  static float f(float a, float b, float c) {
+    using Two = MinMax<max, ftz, nan, false>;
+    if constexpr (abs) a = std::fabs(a), b = std::fabs(b), c = std::fabs(c);
+    return Two::f(Two::f(a, b), c);
+  }
+};
+
+template <bool max, bool ftz>
+Handler min_max_of_three(bool nan, bool abs) {
+  if (nan) {
+    return abs ? map3<MinMax3<max, ftz, true, true>, float, float>
+               : map3<MinMax3<max, ftz, true, false>, float, float>;
+  }
+  return abs ? map3<MinMax3<max, ftz, false, true>, float, float>
+             : map3<MinMax3<max, ftz, false, false>, float, float>;
 }
 
 // ---- approximations -----------------------------------------------------------------------------
@@ -445,10 +537,68 @@ void operands(Decoder& d, Instr& in, Type t, size_t sources) {
   if (sources > 2) in.c = d.source(3, t);
 }
 
+// Of the first operands, which are never immediate.
+void require_registers(const Decoder& d, size_t operands) {
+  for (size_t i = 1; i <= operands; ++i) {
+    if (d.operand(i).kind != Operand::kRegister) d.unknown("an operand is no register");
+  }
+}
+
+// In pairs, since sm_100.
+template <class Op, int arity>
+void pair_rule(Decoder& d, Instr& in, Operation operation) {
+  d.require_target(100);
+  if (d.take("ftz")) in.flags |= kFtz;
+  const int mode = d.take_one_of({"rn", "rz", "rm", "rp"});
+  if (mode < 0 && operation > kMul) return;
+  operands(d, in, Type::kF32x2, arity);
+  require_registers(d, arity);
+  if (mode <= 0) {
+    in.run = in.flags & kFtz ? paired<Op, arity, true>() : paired<Op, arity, false>();
+  } else {
+    in.mode = static_cast<uint8_t>(operation | mode << 3);
+    in.run = directed<float, uint64_t>;
+  }
+}
+
+// Into float32 from `t`, float16 or bfloat16, and a last operand of float32: since sm_100.
+template <class Op, int arity>
+void mixed_rule(Decoder& d, Instr& in, Operation operation, Type t) {
+  d.require_target(100);
+  const bool bfloat = t == Type::kBf16;
+  if (d.take("sat")) in.flags |= kSat;
+  const int mode = d.take_one_of({"rn", "rz", "rm", "rp"});
+  if (mode < 0 && operation > kMul) return;
+  d.expect(arity + 1, arity + 1);
+  in.d = d.destination(0, Type::kF32);
+  in.a = d.source(1, t);
+  if (arity > 2) in.b = d.source(2, t);
+  (arity > 2 ? in.c : in.b) = d.source(arity, Type::kF32);
+  require_registers(d, arity - 1);
+  if (mode > 0) {
+    in.mode = static_cast<uint8_t>(operation | mode << 3);
+    in.run = bfloat ? directed_mixed<true> : directed_mixed<false>;
+  } else if (in.flags & kSat) {
+    in.run = bfloat ? mixed<Op, arity, true, true>() : mixed<Op, arity, false, true>();
+  } else {
+    in.run = bfloat ? mixed<Op, arity, true, false>() : mixed<Op, arity, false, false>();
+  }
+}
+
 // The rounding may be left out of some, and some saturate.
 template <class Op, int arity>
 void arithmetic(Decoder& d, Instr& in, Operation operation) {
   const Type t = d.type_if_any();
+  if constexpr (arity > 1) {
+    const bool newer = d.base() != "mad" && operation != kDiv;
+    if (newer && t == Type::kF32x2) return pair_rule<Op, arity>(d, in, operation);
+    const Type other =
+        newer && operation != kMul && t == Type::kF32 ? d.type_if_any() : Type::kNone;
+    if (other == Type::kF16 || other == Type::kBf16) {
+      return mixed_rule<Op, arity>(d, in, operation, other);
+    }
+    if (other != Type::kNone) return;
+  }
   if (!is_float(t)) return;
   if (t == Type::kF32 && d.take("ftz")) in.flags |= kFtz;
   const bool saturates = operation <= kMul || operation == kFma;
@@ -550,8 +700,18 @@ void min_max_rule(Decoder& d, Instr& in) {
       flags |= kXorSign;
     }
   }
-  operands(d, in, t, 2);
   const bool max = d.base() == "max";
+  if (t == Type::kF32 && !(flags & kXorSign) && d.count() == 4) {
+    d.require_target(100);
+    const bool nan = flags & kNaN, abs = d.take("abs");
+    operands(d, in, t, 3);
+    in.run = flags & kFtz ? (max ? min_max_of_three<true, true>(nan, abs)
+                                 : min_max_of_three<false, true>(nan, abs))
+                          : (max ? min_max_of_three<true, false>(nan, abs)
+                                 : min_max_of_three<false, false>(nan, abs));
+    return;
+  }
+  operands(d, in, t, 2);
   in.run = t == Type::kF32 ? (max ? min_max<float, true>(flags) : min_max<float, false>(flags))
                            : (max ? min_max<double, true>(flags) : min_max<double, false>(flags));
   if (t == Type::kF64) in.kind = Class::kDouble;

@@ -151,8 +151,8 @@ void rule(Decoder& d, Instr& in) {
   const Type t = d.type_if_any();
   if (!is_half(t)) return;
   const bool bfloat = t == Type::kBf16 || t == Type::kBf16x2;
-  // bfloat16 has add, sub and mul since sm_90 only; for sm_80 compilers write fma.
-  if (bfloat && (operation == kAdd || operation == kSub || operation == kMul)) return;
+  // For sm_80 compilers write fma.
+  if (bfloat && operation <= kMul) d.require_target(90);
   constexpr bool arithmetic = operation <= kFma, order = operation == kMin || operation == kMax;
   if (arithmetic) {
     if (!d.take("rn") && operation == kFma) return;

@@ -490,8 +490,50 @@ void carry_rule(Decoder& d, Instr& in, Type t, uint8_t mode) {
 #undef H
 }
 
+// Two 16-bit integers in a register.
+template <class F, class T>
+struct Paired {
+  static uint32_t f(uint32_t a, uint32_t b) {
+    const auto low = F::f(static_cast<T>(a), static_cast<T>(b));
+    const auto high = F::f(static_cast<T>(a >> 16), static_cast<T>(b >> 16));
+    return static_cast<uint16_t>(low) | uint32_t{static_cast<uint16_t>(high)} << 16;
+  }
+};
+template <class F>
+struct Relu {
+  template <class T>
+  static T f(T a, T b) {
+    const T x = F::f(a, b);
+    return x < 0 ? T{0} : x;
+  }
+};
+
+bool is_pair(Type t) { return t == Type::kU16x2 || t == Type::kS16x2; }
+
+// Since sm_90, as is .relu.
+void pair_rule(Decoder& d, Instr& in, Type t) {
+  d.require_target(90);
+  const std::string& base = d.base();
+  const bool is_signed = t == Type::kS16x2, relu = is_signed && base != "add" && d.take("relu");
+  binary(d, in, t);
+  if (d.operand(1).kind != Operand::kRegister || d.operand(2).kind != Operand::kRegister) {
+    d.unknown("an operand is no register");
+  }
+#define PAIR(F)                                                      \
+  (is_signed ? map2<Paired<F<int16_t>, int16_t>, uint32_t, uint32_t> \
+             : map2<Paired<F<uint16_t>, uint16_t>, uint32_t, uint32_t>)
+#define RELU(F) map2<Paired<Relu<F<int16_t>>, int16_t>, uint32_t, uint32_t>
+  in.run = base == "add"   ? PAIR(Add)
+           : base == "min" ? (relu ? RELU(Min) : PAIR(Min))
+           : base == "max" ? (relu ? RELU(Max) : PAIR(Max))
+                           : nullptr;
+#undef PAIR
+#undef RELU
+}
+
 void add_rule(Decoder& d, Instr& in) {
   const Type t = d.type_if_any();
+  if (is_pair(t)) return pair_rule(d, in, t);
   if (!is_integer(t)) return;
   const bool subtract = d.base() == "sub" || d.base() == "subc";
   const bool carry_in = d.base() == "addc" || d.base() == "subc";
@@ -601,8 +643,15 @@ void sad_rule(Decoder& d, Instr& in) {
 
 void binary_rule(Decoder& d, Instr& in) {
   const Type t = d.type_if_any();
+  if (is_pair(t)) return pair_rule(d, in, t);
   if (!is_integer(t)) return;
   binary(d, in, t);
+  if (t == Type::kS32 && (d.base() == "min" || d.base() == "max") && d.take("relu")) {
+    d.require_target(90);
+    in.run = d.base() == "min" ? map2<Relu<Min<int32_t>>, int32_t, int32_t>
+                               : map2<Relu<Max<int32_t>>, int32_t, int32_t>;
+    return;
+  }
 #define DIV(T) map2<Div<T>, T, T>
 #define REM(T) map2<Rem<T>, T, T>
 #define MIN(T) map2<Min<T>, T, T>

@@ -1,4 +1,4 @@
-// Loads, stores, atomics, cp.async, ldmatrix.
+// Loads, stores, atomics, cp.async, ldmatrix, stmatrix.
 #include <algorithm>
 
 #include "access.h"
@@ -580,19 +580,25 @@ void cp_rule(Decoder& d, Instr& in) {
   in.run = copy_async;
 }
 
-// ---- ldmatrix -----------------------------------------------------------------------------------
+// ---- ldmatrix, stmatrix -------------------------------------------------------------------------
 
-// in.count matrices of 8 rows of 16 bytes; in.mode: transposed.
-void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
+// in.count matrices of 8 rows of 16 bytes; in.mode: transposed, in.target: generic addresses.
+// Returns the lanes that have a row's address.
+uint32_t row_addresses(Warp& w, const Instr& in, uint32_t exec, uint64_t* address) {
   if (exec != kAllLanes) {
     w.fail(Trap::kDivergentBarrier, __builtin_ctz(exec), "not all 32 threads of the warp are here");
   }
-  uint64_t address[kLanes];
   const uint32_t rows = in.count == 4 ? kAllLanes : (1u << (8 * in.count)) - 1;
   addresses(w, in, rows, address);
   if (in.target) {
-    for (uint64_t& a : address) a -= kSharedWindow;
+    for (int l = 0; l < kLanes; ++l) address[l] -= kSharedWindow;
   }
+  return rows;
+}
+
+void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
+  uint64_t address[kLanes];
+  const uint32_t rows = row_addresses(w, in, exec, address);
   uint8_t* host[kLanes];
   count_wavefronts(w.block->worker->shared_load, rows, address, 16);
   const uint32_t defined = read_shared(w, rows, address, 16, {Kind::kLoad, false, false}, host);
@@ -620,7 +626,39 @@ void load_matrix(Warp& w, const Instr& in, uint32_t exec) {
   }
 }
 
-void ldmatrix_rule(Decoder& d, Instr& in) {
+void store_matrix(Warp& w, const Instr& in, uint32_t exec) {
+  uint64_t address[kLanes];
+  const uint32_t rows = row_addresses(w, in, exec, address);
+  const Ref* list = &w.block->launch->program.lists[in.list];
+  alignas(16) uint16_t values[kLanes][8];
+  uint32_t defined[8] = {};  // of each column, the rows
+  for (int m = 0; m < in.count; ++m) {
+    const auto* pairs = w.row<uint32_t>(list[m]);
+    for (int l = 0; l < kLanes; ++l) {
+      for (int e = 0; e < 2; ++e) {
+        const int row = 8 * m + (in.mode ? 2 * (l % 4) + e : l / 4),
+                  column = in.mode ? l / 4 : 2 * (l % 4) + e;
+        values[row][column] = static_cast<uint16_t>(pairs[l] >> (16 * e));
+        defined[column] |= (w.is_defined(list[m]) >> l & 1) << row;
+      }
+    }
+  }
+  check_shared(w, rows, address, 16);
+  count_wavefronts(w.block->worker->shared_store, rows, address, 16);
+  // A row at a time; where elements are undefined, the cells that memory has.
+  uint32_t all = rows;
+  for (const uint32_t column : defined) all &= column;
+  const uint32_t n = all == rows ? 16 : std::max(w.block->launch->program.shared_granule, 2u);
+  for (uint32_t at = 0; at < 16; at += n) {
+    uint32_t whole = kAllLanes;
+    for (uint32_t column = at / 2; column < (at + n) / 2; ++column) whole &= defined[column];
+    const auto* bytes = reinterpret_cast<const uint8_t*>(values) + at;
+    write_shared(w, rows, address, n, {Kind::kStore, false, false}, bytes, whole);
+    for (uint64_t& a : address) a += n;
+  }
+}
+
+void matrix_rule(Decoder& d, Instr& in, bool is_load) {
   if (!d.take("sync") || !d.take("aligned") || !d.take("m8n8")) return;
   const int matrices = d.take_one_of({"x1", "x2", "x4"});
   in.mode = d.take("trans");
@@ -628,14 +666,26 @@ void ldmatrix_rule(Decoder& d, Instr& in) {
   if (matrices < 0 || d.type() != Type::kB16) return;
   d.expect(2, 2);
   in.count = static_cast<uint8_t>(1 << matrices);
-  const std::vector<Operand> parts = d.parts(0);
-  if (parts.size() != in.count) d.unknown("the number of registers is not that of its matrices");
+  const Operand& registers = d.operand(is_load ? 0 : 1);
+  const std::vector<Operand>& parts = registers.parts;
+  if (registers.kind != Operand::kVector || parts.size() != in.count) {
+    d.unknown("the number of registers is not that of its matrices");
+  }
   std::vector<Ref> refs;
-  for (const Operand& p : parts) refs.push_back(d.destination(p, 32));
+  for (const Operand& p : parts) {
+    if (!is_load && p.kind != Operand::kRegister) d.unknown("a matrix is in registers");
+    refs.push_back(is_load ? d.destination(p, 32) : d.source(p, 32));
+  }
   in.list = d.list(refs);
-  d.address(1, shared ? "shared" : "", in);
+  d.address(is_load ? 1 : 0, shared ? "shared" : "", in);
   in.target = !shared;
-  in.run = load_matrix;
+  in.run = is_load ? load_matrix : store_matrix;
+}
+
+void ldmatrix_rule(Decoder& d, Instr& in) { matrix_rule(d, in, true); }
+void stmatrix_rule(Decoder& d, Instr& in) {
+  d.require_target(90);
+  matrix_rule(d, in, false);
 }
 
 // ---- the rest -----------------------------------------------------------------------------------
@@ -687,6 +737,7 @@ std::vector<RuleEntry> memory_rules() {
       {"red", atomic_rule, Class::kAtomic},
       {"cp", cp_rule, Class::kAsyncCopy},
       {"ldmatrix", ldmatrix_rule, Class::kSharedLoad},
+      {"stmatrix", stmatrix_rule, Class::kSharedStore},
       {"prefetch", prefetch_rule, Class::kOther},
       {"prefetchu", prefetch_rule, Class::kOther},
       {"createpolicy", createpolicy_rule, Class::kOther},

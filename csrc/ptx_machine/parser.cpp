@@ -20,8 +20,9 @@ const std::pair<const char*, Type> kTypes[] = {
     {"u8", Type::kU8},         {"u16", Type::kU16},       {"u32", Type::kU32},
     {"u64", Type::kU64},       {"s8", Type::kS8},         {"s16", Type::kS16},
     {"s32", Type::kS32},       {"s64", Type::kS64},       {"f16", Type::kF16},
-    {"f16x2", Type::kF16x2},   {"bf16", Type::kBf16},     {"bf16x2", Type::kBf16x2},
-    {"f32", Type::kF32},       {"f64", Type::kF64},       {"tf32", Type::kTf32},
+    {"u16x2", Type::kU16x2},   {"s16x2", Type::kS16x2},   {"f16x2", Type::kF16x2},
+    {"bf16", Type::kBf16},     {"bf16x2", Type::kBf16x2}, {"f32", Type::kF32},
+    {"f64", Type::kF64},       {"f32x2", Type::kF32x2},   {"tf32", Type::kTf32},
     {"e4m3x2", Type::kE4m3x2}, {"e5m2x2", Type::kE5m2x2},
 };
 
@@ -261,12 +262,8 @@ class Parser {
 
   void parse_target() {
     const std::string first = name();
-    if (first.rfind("sm_", 0) != 0 || first.size() < 5 || first.size() > 7) {
-      fail("unknown target " + first);
-    }
-    module_.target = 0;
-    for (size_t i = 3; i < first.size() && std::isdigit(static_cast<unsigned char>(first[i])); ++i)
-      module_.target = module_.target * 10 + (first[i] - '0');
+    module_.target = target_named(first);
+    if (!module_.target.capability) fail("unknown target " + first);
     while (accept(',')) name();  // debug, texmode_independent ...
   }
 
@@ -811,6 +808,8 @@ unsigned bits_of(Type type) {
     case Type::kB32:
     case Type::kU32:
     case Type::kS32:
+    case Type::kU16x2:
+    case Type::kS16x2:
     case Type::kF16x2:
     case Type::kBf16x2:
     case Type::kF32:
@@ -820,11 +819,33 @@ unsigned bits_of(Type type) {
     case Type::kU64:
     case Type::kS64:
     case Type::kF64:
+    case Type::kF32x2:
       return 64;
     case Type::kB128:
       return 128;
   }
   return 0;
+}
+
+Target target_named(const std::string& name) {
+  Target target;
+  if (name.rfind("sm_", 0) != 0) return target;
+  size_t i = 3;
+  for (; i < name.size() && i < 6 && std::isdigit(static_cast<unsigned char>(name[i])); ++i) {
+    target.capability = target.capability * 10 + (name[i] - '0');
+  }
+  if (i + 1 == name.size() && (name[i] == 'a' || name[i] == 'f')) target.suffix = name[i++];
+  return i == name.size() && i >= 5 ? target : Target();
+}
+
+bool Target::runs_on(int device) const {
+  if (suffix == 'a') return device == capability;
+  return device >= capability && (suffix != 'f' || device / 10 == capability / 10);
+}
+
+std::string describe(const Target& target) {
+  return "sm_" + std::to_string(target.capability) +
+         (target.suffix ? std::string(1, target.suffix) : "");
 }
 
 ModuleText parse(const std::string& text) {

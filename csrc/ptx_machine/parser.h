@@ -26,12 +26,15 @@ enum class Type : uint8_t {
   kS16,
   kS32,
   kS64,
+  kU16x2,
+  kS16x2,
   kF16,
   kF16x2,
   kBf16,
   kBf16x2,
   kF32,
   kF64,
+  kF32x2,
   kTf32,
   kE4m3x2,
   kE5m2x2,
@@ -93,8 +96,20 @@ struct Loc {
   int file = 0, line = 0;
 };
 
+// What a module is for.
+struct Target {
+  int capability = 0;  // 80 of ".target sm_80"
+  char suffix = 0;     // 'a' of sm_90a, 'f' of sm_100f
+  // As drivers have it: sm_80 runs on what is newer, sm_90a on an sm_90 alone, sm_100f on its
+  // generation.
+  bool runs_on(int device) const;
+};
+// Of "sm_90a"; no capability where it is no target.
+Target target_named(const std::string& name);
+std::string describe(const Target& target);  // "sm_90a"
+
 struct ModuleText {
-  int target = 0;  // 80 of ".target sm_80"
+  Target target;
   std::vector<Variable> globals, constants, shared;
   std::vector<Function> functions;
   std::map<int, std::string> files;

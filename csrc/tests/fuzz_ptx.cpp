@@ -411,7 +411,7 @@ void try_text(const std::string& text, bool plain, Random& random) {
   const Buffers buffers(memory);
   std::unique_ptr<Module> module;
   try {
-    module = Module::parse(text, memory, 89);
+    module = Module::parse(text, memory, 120);
   } catch (const ParseError& error) {
     if (plain) give_up(error.what());
     ++outcomes["no PTX"];

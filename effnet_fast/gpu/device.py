@@ -42,7 +42,7 @@ class Device:
     backend : {"cuda", "ptx"}
         ``"cuda"`` opens ``libcuda.so.1``, ``"ptx"`` the PTX machine.
     index : int
-        The device's ordinal. The machine has two: 0 is an sm_80, 1 an sm_89.
+        The device's ordinal. The machine has three: 0 is an sm_80, 1 an sm_89, 2 an sm_120.
     **options
         Of the machine: ``threads`` of the host (0: one per core), ``shuffle`` blocks and warps,
         ``approx`` (``"perturbed"`` or ``"exact"``), ``seed``, ``max_instructions`` of a block's
