@@ -293,9 +293,10 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   // Tiles of two sizes, the larger ones first.
   const int64_t tiles = ceil_div(pixels.count, tile_rows(vecs)), rows = pixels.count / tiles;
   const int64_t larger = pixels.count % tiles;
-  // A panel that was used before is in L2, and asking costs little: no need to know which.
+  // The same input channels of the next panel. One that was used before is in L2, and asking costs
+  // little: no need to know which.
   const int64_t floats = t.depth * t.taps * vecs * kLanes;
-  t.next = t.b + floats;
+  t.next = t.b + g.depth * g.taps * vecs * kLanes;
   t.next_floats = panel + 1 < g.panels.count
                       ? round_up(ceil_div(floats, tiles * ceil_div(t.depth * t.taps, kRun)), kLine)
                       : 0;
