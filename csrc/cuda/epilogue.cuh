@@ -51,8 +51,9 @@ __device__ inline int64_t offset_of(unsigned pixel, const Divisor& columns, int 
 
 // From sums [pixel][kPitch] of kN channels in shared memory. A thread has 4 channels of some
 // pixels: activations that take many instructions are in the code once, and stores are whole
-// sectors.
-template <class T, int kThreads, int kN, int kPitch>
+// sectors. kTakesSums and kTakesResidual: whether e may have these.
+template <class T, int kThreads, int kN, int kPitch, bool kTakesSums = true,
+          bool kTakesResidual = true>
 __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outputs) {
   constexpr int kQuad = 4, kQuads = kN / kQuad, kRows = kThreads / kQuads;  // at once
   const int row = threadIdx.x / kQuads;  // of kRows; a few threads may be left over
@@ -73,7 +74,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) out[j] += bias[j];
     activate_quad(act, out);
-    if (e.sums != nullptr) {
+    if (kTakesSums && e.sums != nullptr) {
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += out[j];
       continue;
@@ -81,7 +82,7 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
     T* const to = y + offset_of(o.pixel + r, e.columns, e.y_row, e.y_pixel);
     const T* const add = residual + offset_of(o.pixel + r, e.columns, e.r_row, e.r_pixel);
     if (e.is_aligned) {
-      if (e.residual != nullptr) {
+      if (kTakesResidual && e.residual != nullptr) {
         float other[kQuad];
         load_quad(add, other);
 #pragma unroll
@@ -92,12 +93,12 @@ __device__ void finish_outputs(const Epilogue& e, const Outputs& o, float* outpu
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) {
         if (quad + j >= o.channels) break;
-        if (e.residual != nullptr) out[j] += to_float(add[j]);
+        if (kTakesResidual && e.residual != nullptr) out[j] += to_float(add[j]);
         to[j] = round_to<T>(out[j]);
       }
     }
   }
-  if (e.sums == nullptr) return;
+  if (!kTakesSums || e.sums == nullptr) return;
   // Where the thread's own first row was.
   if (kThreads % kQuads == 0 || row < kRows) store_quad(outputs + row * kPitch + quad, sum);
   __syncthreads();

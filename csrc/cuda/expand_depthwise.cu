@@ -698,7 +698,7 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
   for (int i = threadIdx.x * 16; i < (1 + p.half_images) * p.image_bytes; i += kThreads * 16) {
     *reinterpret_cast<uint4*>(window + i) = uint4{0, 0, 0, 0};
   }
-  __syncthreads();
+  if (!kIsStem) __syncthreads();  // for the places
   stage(Round::of<Shape>(p, t, 0), 0, t.image);
 
   const int64_t half_pitch = int64_t{p.half_rows} * p.y_row + int64_t{p.half_columns} * p.y_pixel +
@@ -755,7 +755,7 @@ __device__ void expand_depthwise(const ExpandDepthwise& p) {
             static_cast<T*>(p.y) + image * p.y_image +
             int64_t{t.row + first + static_cast<int>(lane / 4) * Shape::kRowsApart} * p.y_row +
             int64_t{t.column + static_cast<int>(lane % 4 * 2)} * p.y_pixel + t.channel + channel;
-        const int pairs = p.half_columns > 0 ? (t.columns + 15) / 16 : 1;
+        const int pairs = Shape::kIsWide ? (t.columns + 15) / 16 : 1;
 #pragma unroll 1
         for (int pair = thread / (32 * kGroups) * Shape::kPairs; pair < pairs;
              pair += kSplit * Shape::kPairs) {

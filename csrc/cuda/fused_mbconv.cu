@@ -67,7 +67,7 @@ __device__ void dense_conv(const FusedMbconv& p) {
       static_cast<const T*>(nullptr), shared, windows);
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
-  finish_outputs<T, Product::kThreads, kN, Product::kPitch>(p.out, o, outputs);
+  finish_outputs<T, Product::kThreads, kN, Product::kPitch, false>(p.out, o, outputs);
 }
 
 // Wide channels from `first` on, of sums [kM][kPitch] in shared memory, as a tile of inputs.
@@ -105,7 +105,7 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
   using Projection = WarpTile<T, kM / 4, kN / 2>;
   constexpr int kThreads = Product::kThreads, kPitch = Product::kPitch;
   constexpr int kOutPitch = kN + 8;
-  static_assert(kThreads == 256);
+  static_assert(kThreads == 256 && kN % Product::kRowsAtOnce == 0);
   extern __shared__ __align__(128) char shared[];
   const Outputs o = outputs_of_block<kM, kN>(p.channel_tiles, p.tiles, p.pixels, p.out.cout);
   const Windows<T, kM, Product::kRowsAtOnce> windows(p, o.image, o.pixel, o.pixels);
@@ -118,8 +118,9 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
   Projection projection;
 #pragma unroll 1
   for (int first = 0; first < p.mid; first += kWide) {
-    for (int r = threadIdx.x / kRowUnits; r < kN; r += Product::kRowsAtOnce) {
-      const int column = first + unit * kUnit<T>;
+#pragma unroll
+    for (int i = 0; i < kN; i += Product::kRowsAtOnce) {
+      const int r = threadIdx.x / kRowUnits + i, column = first + unit * kUnit<T>;
       const bool inside = r < p.out.cout && column < p.project_depth;
       copy_async(rows + unit_offset(r, unit), project + int64_t{r} * p.project_depth + column,
                  inside ? 16 : 0);
@@ -153,7 +154,7 @@ __device__ void dense_conv_project(const FusedMbconv& p) {
     }
   }
   __syncthreads();
-  finish_outputs<T, kThreads, kN, kOutPitch>(p.out, o, outputs);
+  finish_outputs<T, kThreads, kN, kOutPitch, false>(p.out, o, outputs);
 }
 
 }  // namespace

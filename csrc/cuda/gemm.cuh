@@ -350,7 +350,7 @@ class BlockProduct {
     to += warp_m * (kM / kWarpsM) * kPitch + warp_n * (kN / kWarpsN);
 #pragma unroll 1
     for (int k = 0; k < kWarpsK; ++k) {
-      if (k == warp_k) {
+      if (kWarpsK == 1 || k == warp_k) {
 #pragma unroll
         for (int i = 0; i < Warp::kRows; ++i) {
           float* const row = to + Warp::row(i) * kPitch;

@@ -43,7 +43,9 @@ __device__ void pointwise_conv(const PointwiseConv& p, const SqueezeExcite* exci
   Gate<T, Product::kWarpRows> gate(gates);
   const int padded = (p.cin + kDepth<T> - 1) / kDepth<T> * kDepth<T>;
   if (excite != nullptr) {
-    for (int i = p.cin + threadIdx.x; i < padded; i += kThreads) gates[i] = round_to<T>(0.0f);
+    static_assert(kDepth<T> <= kThreads);
+    const int i = p.cin + threadIdx.x;
+    if (i < padded) gates[i] = round_to<T>(0.0f);
     make_gates<T, kThreads, 1>(*excite, o.image, reinterpret_cast<float*>(shared), gates);
     __syncthreads();
   } else if (kIsGated) {

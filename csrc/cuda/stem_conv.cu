@@ -47,7 +47,7 @@ __device__ void stem_conv(const StemConv& p) {
       });
   float* outputs = reinterpret_cast<float*>(shared);
   product.store(outputs);
-  finish_outputs<T, kThreads, kN, Product::kPitch>(p.out, o, outputs);
+  finish_outputs<T, kThreads, kN, Product::kPitch, false, false>(p.out, o, outputs);
 }
 
 }  // namespace
