@@ -348,6 +348,11 @@ def expand_case(
     return Case(operands, launch)
 
 
+# Rows and columns of maps. Columns are made two by two: two images are 4, 8, 16 and 24 pixels, one
+# is 2, 4, 8, 12 and 24.
+FEW_PIXELS = ((1, 1), (1, 3), (1, 7), (2, 5), (3, 7))
+
+
 def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -> Iterator[Case]:
     """Of the kernel of expand_depthwise for a window of k and s, and maps of a layout."""
     if dtype == torch.float32:
@@ -363,11 +368,22 @@ def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -
         Window((k, k), (s, s), (1, 1), padding)
         for padding in ((k - 1, k - 1, 0, 0), (0, 0, k - 1, k - 1))
     )
+    most = {"wide": 8, "row8": 8, "block16": 16, "row16": 16}[layout]
+    columns = (most - 2) // s + 1
+    # Numbers of pixels that a warp may have of a step that padding follows; maps that end with the
+    # first step of a block, in each number of copies of a pixel.
+    few_pixels = (
+        case((2, depth, h, w), 8, after, cut(-(-h // s), -(-w // s), k + 2), act)
+        for (depth, (h, w)), act in itertools.product(
+            zip((8, 24, 40, 120, 8), FEW_PIXELS, strict=True), ("swish", "relu6")
+        )
+    )
     if layout == "wide":
         # Rounds of rows, in steps that end within them, and tiles of columns, of which the last
         # are smaller; channels of a chunk in part; more columns of a matrix than one tile has.
-        shape = (1, 56, 35 * s, 23 * s)
-        yield case(shape, channels + 8, window, cut(35, 18 // s, 7), "swish", None, lies, aligned)
+        # The first tile sees whole units of columns.
+        shape, wide = (1, 56, 35 * s, 23 * s), (24 - k - low % 2) // s + 1
+        yield case(shape, channels + 8, window, cut(35, wide, 7), "swish", None, lies, aligned)
         yield case((2, 136, 10, 9), channels, window, cut(-(-10 // s), -(-9 // s), 4), "relu6")
         # x that ends within a copy; tiles of rows; no biases; padding at one side.
         x_lies = Lie(gap=5)
@@ -377,25 +393,43 @@ def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -
                 biases=False,
             )  # fmt: skip
         yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
+        # Maps that end with another step.
+        for depth in (24, 40):
+            few = cut(-(-3 // s), columns, low + 2)
+            yield case((1, depth, 3, most - 1), 8, window, few, "relu")
+        # Padding at the end of a whole round.
+        shape = (1, 8, 16 * s, most - 1)
+        yield case(shape, 8, after, cut(16, columns, k + 2), "swish")
+        yield from few_pixels
         return
-    most = 8 if layout == "row8" else 16
     # Two images at once, of which the last is alone, and several of a block.
     shape = (5, 56, 8 * s, most - 1)
     yield case(
-        shape, channels + 8, window, cut(8, (most - 2) // s + 1, 3, images=4), "swish", None, lies,
-        aligned,
-    )  # fmt: skip
+        shape, channels + 8, window, cut(8, columns, 3, images=4), "swish", None, lies, aligned
+    )
     few = cut(-(-3 // s), most // s, 2, images=4)
     yield case((3, 72, 3, most), channels, window, few, "relu6")
     # Rounds of rows, the last of them in part; tiles of rows.
     rows = 21 if planes == 3 else 7
-    for one, images, depth, act in ((before, 1, 72, "relu"), (after, 2, 59, "swish")):
-        shape = (2, depth, 39 * s, most - 3)
+    for one, images, depth, act in ((before, 1, 88, "relu"), (after, 2, 35, "swish")):
+        shape = (2, depth, 42 * s, most - 3)
         yield case(
             shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), act, None,
-            Lie(gap=-depth % 8), biases=False,
+            Lie(gap=-depth % 8), biases=False, has_sums=one is after,
         )  # fmt: skip
-    yield case((1, 8, 1, 1), 8, window, cut(1, 1, 1), "none", has_sums=False)
+    yield case((2, 8, 1, 1), 8, window, cut(1, 1, 1, images=2), "none", has_sums=False)
+    # Maps that end with the first step of another image, and of another round.
+    for depth in (8, 24, 40, 120):
+        few = cut(-(-3 // s), columns, k + 2, images=4)
+        yield case((3, depth, 3, most - 1), 8, window, few, "relu")
+        yield case((1, depth, 18 * s, most - 1), 8, window, cut(18, columns, low + 3), "none")
+    # An image that ends with a whole round, before another.
+    shape = (2, 8, 16 * s, most - 1)
+    yield case(shape, 8, window, cut(16, columns, k + 2, images=2), "swish")
+    # Padding at the end of a whole round.
+    shape = (1, 8, 32 * s, most - 1)
+    yield case(shape, 8, after, cut(32, columns, k + 2), "swish")
+    yield from few_pixels
 
 
 def float_expand_cases(k: int, s: int, planes: int) -> Iterator[Case]:
@@ -432,11 +466,19 @@ def stem_cases(dtype: torch.dtype) -> Iterator[Case]:
     cut = functools.partial(expand_depthwise.Tiling, planes=2)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     stem = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
-    yield expand_case(dtype, (2, 3, 42, 50), 40, window, cut(16, 16, 6), "swish", stem)
+    # Tiles of more columns than a product has, in whole units, and of fewer.
+    yield expand_case(dtype, (2, 3, 42, 66), 40, window, cut(16, 28, 6), "swish", stem)
     stem = Window((3, 3), (2, 2), (1, 1), (1, 1, 0, 2))
-    yield expand_case(dtype, (1, 4, 15, 15), 32, window, cut(7, 8, 9), "relu", stem)
+    yield expand_case(dtype, (1, 4, 15, 71), 32, window, cut(7, 26, 9), "relu", stem)
     # An image whose rows are copied 16 bytes at a time.
     yield expand_case(dtype, (1, 1, 20, 40), 8, window, cut(10, 9, 5), "swish", stem)
+    # Numbers of pixels that a warp may have of a step that padding follows.
+    stem = Window((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
+    after = Window((3, 3), (1, 1), (1, 1), (0, 0, 2, 2))
+    for (h, w), act in itertools.product(FEW_PIXELS, ("swish", "relu6")):
+        yield expand_case(dtype, (1, 1, 2 * h, 2 * w), 8, after, cut(h, w, 5), act, stem)
+    # Padding at the end of a whole round.
+    yield expand_case(dtype, (1, 1, 32, 14), 8, after, cut(16, 7, 5), "swish", stem)
 
 
 def pointwise_case(
@@ -449,8 +491,12 @@ def pointwise_case(
     fused: Collection[str] = (),
     x_lies: Lie = Lie(),
     y_lies: Lie = Lie(),
+    excite: tuple[int, int] = (3, 5),
 ) -> Case:
-    """``fused``: of "bias", "gate" or "excite", "residual", "sums"; the residual lies as y."""
+    """``fused``: of "bias", "gate" or "excite", "residual", "sums"; the residual lies as y.
+
+    ``excite``: parts of each sum that a gate is made of, and squeezed channels.
+    """
     host, r = host_side(language, "pointwise_conv"), Random(dtype)
     n, cin, *size = shape
     x = x_lies.empty(shape, dtype).copy_(r(*shape))
@@ -458,11 +504,11 @@ def pointwise_case(
     gate = r(n, cin) if "gate" in fused else None
     layers: dict[str, torch.Tensor] = {}
     if "excite" in fused:
-        squeezed = cin // 5 + 1
+        parts, squeezed = excite
         layers = {"w1": r.weight(squeezed, cin), "w2": r.weight(cin, squeezed)}
         if "bias" in fused:
             layers |= {"b1": r(squeezed), "b2": r(cin)}
-        partial = Random()(n, 3, cin)
+        partial = Random()(n, parts, cin)
         gate = excited(partial, layers, dtype)
         layers = packed_layers("cuda", layers) | {"partial": partial}
     out = (n, cout, *size)
@@ -530,12 +576,131 @@ def excited_cases(dtype: torch.dtype) -> Iterator[Case]:
     aligned, quads = Lie(gap=unit, row_gap=2 * unit), Lie(gap=4, row_gap=4, offset=4)
     apart = Lie(gap=1, row_gap=3, offset=1)
     # More columns of the matrices than stages in shared memory hold; a tile of channels in part.
-    yield case((2, 26 * unit, 5, 9), cut.n + 12, cut, "none", ["bias", "excite"], aligned, quads)
-    # A gate in fewer columns than a tile has; unaligned weights of the gate.
+    fused = ["bias", "excite"]
+    yield case((2, 26 * unit, 5, 9), cut.n + 12, cut, "none", fused, aligned, quads, (7, 40))
+    # A gate in fewer columns than a tile has; unaligned weights of the gate. nvcc unrolls parts and
+    # squeezed channels by 4: with every rest.
     fused = ["bias", "excite", "residual"]
-    yield case((2, 9 * unit, 5, 9), 20, cut, "none", fused, Lie(), quads)
-    yield case((1, 26 * unit + 3, 3, 5), 21, cut, "none", fused, apart, apart)
-    yield case((3, 2, 1, 1), 7, cut, "relu6", ["excite"], Lie(gap=unit - 2))
+    yield case((2, 9 * unit, 5, 9), 20, cut, "none", fused, Lie(), quads, (4, 15))
+    yield case((1, 26 * unit + 3, 3, 5), 21, cut, "none", fused, apart, apart, (5, 41))
+    yield case((3, 7, 1, 1), 7, cut, "relu6", ["excite"], Lie(gap=-7 % unit), excite=(2, 3))
+    fused = ["excite", "sums"]
+    yield case((2, 3 * unit, 5, 9), cut.n + 5, cut, "swish", fused, excite=(3, 6))
+
+
+# ---- stem_conv and fused_mbconv ------------------------------------------------------------------
+
+
+def stem_conv_case(
+    dtype: torch.dtype,
+    x: torch.Tensor,
+    cout: int,
+    window: Window,
+    act: str,
+    offset: int = 0,
+    y_lies: Lie = Lie(),
+    bias: bool = True,
+) -> Case:
+    """x has the strides that it is to have, and lies from an offset on."""
+    host, r = host_side("cuda", "stem_conv"), Random(dtype)
+    x = x.copy_(r(*x.shape))
+    n, cin, *size = x.shape
+    weight, bias = r.weight(cout, cin, *window.kernel), r(cout) if bias else None
+    out = (n, cout, *window.output_size(*size))
+    packed = host.pack(weight, bias)
+    operands = {"weight": Operand(packed[0]), "x": Operand(x, offset)}
+    if bias is not None:
+        operands["bias"] = Operand(packed[1])
+    expected = conv(x, weight, bias, act, window)
+    operands["y"] = Operand(y_lies.empty(out, dtype), y_lies.offset, expected)
+
+    def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+        weights = (there["weight"], there.get("bias"))
+        return host.launch(device, there["x"], weights, there["y"], window, Act[act.upper()])
+
+    return Case(operands, launch)
+
+
+def stem_conv_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Of the CUDA kernel stem_conv_128x64_<dtype>."""
+    case = functools.partial(stem_conv_case, dtype)
+    # More columns of the matrices than stages in shared memory hold; tiles of pixels and of
+    # channels in part; a batch of maps with adjacent columns.
+    x = torch.empty_strided((2, 5, 25, 21), (2900, 570, 22, 1), dtype=dtype)
+    quads = Lie(gap=4, row_gap=4, offset=4)
+    yield case(x, 76, Window((7, 7), (2, 2), (1, 1), (3, 3, 2, 3)), "swish", 0, quads)
+    # Adjacent channels, y at any alignment, a map that is smaller than its padding.
+    x, apart = Lie(gap=1, row_gap=2).empty((1, 3, 4, 5), dtype), Lie(gap=1, row_gap=3, offset=1)
+    yield case(x, 37, Window((3, 2), (1, 3), (1, 1), (4, 6, 5, 7)), "gelu", 1, apart)
+    # Channels with every rest of four.
+    x = torch.empty((1, 1, 1, 1), dtype=dtype)
+    for cout, act in ((34, "none"), (35, "relu6")):
+        yield case(x, cout, Window((1, 1)), act, bias=False)
+
+
+def fused_mbconv_case(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    mid: int,
+    cout: int | None,
+    window: Window,
+    act: str,
+    fused: Collection[str] = (),
+    x_lies: Lie = Lie(),
+    y_lies: Lie = Lie(),
+    cut: Any = None,
+) -> Case:
+    """``cout`` of the projection, if any; ``fused``: of "biases", "residual", which lies as y."""
+    host, r = host_side("cuda", "fused_mbconv"), Random(dtype)
+    n, cin, *size = shape
+    biases = "biases" in fused
+    x = x_lies.empty(shape, dtype).copy_(r(*shape))
+    weight, bias = r.weight(mid, cin, *window.kernel), r(mid) if biases else None
+    expected = conv(x, weight, bias, act, window)
+    project = project_bias = None
+    if cout is not None:
+        project, project_bias = r.weight(cout, mid), r(cout) if biases else None
+        expected = conv(rounded(expected, dtype), project[:, :, None, None], project_bias, act)
+    names = ("weight", "bias", "project", "project_bias")
+    packed = dict(zip(names, host.pack(weight, bias, project, project_bias), strict=True))
+    operands = {name: Operand(t) for name, t in packed.items() if t is not None}
+    operands["x"] = Operand(x, x_lies.offset)
+    out = (n, cout or mid, *window.output_size(*size))
+    if "residual" in fused:
+        residual = y_lies.empty(out, dtype).copy_(r(*out))
+        operands["residual"] = Operand(residual, y_lies.offset)
+        expected = add(expected, residual)
+    operands["y"] = Operand(y_lies.empty(out, dtype), y_lies.offset, expected)
+
+    def launch(device: Device, there: Mapping[str, DeviceTensor]) -> Launch:
+        weights = tuple(there.get(name) for name in names)
+        acts = (Act[act.upper()],) * 2
+        return host.launch(
+            device, there["x"], weights, there["y"], window, *acts, there.get("residual"), cut
+        )
+
+    return Case(operands, launch)
+
+
+def fused_mbconv_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Of the CUDA kernel fused_mbconv_project_128x64_<dtype>."""
+    case = functools.partial(fused_mbconv_case, dtype)
+    unit = 16 // dtype.itemsize
+    wide = 8 * unit  # channels that a block makes at a time
+    aligned, quads = Lie(gap=unit, row_gap=2 * unit), Lie(gap=4, row_gap=4, offset=4)
+    apart = Lie(gap=1, row_gap=3, offset=1)
+    fused = ["biases", "residual"]
+    # Pixels of an image in two tiles; more columns of the matrices than stages in shared memory
+    # hold; wide channels in rounds, of which the last is in part.
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    yield case((2, 3 * unit, 11, 12), wide + 12, 36, window, "swish", fused, aligned, quads)
+    # x that ends within a copy; a map that is smaller than its padding.
+    window = Window((2, 3), (1, 2), (2, 1), (3, 4, 4, 5))
+    lies = Lie(gap=unit - 3)
+    yield case((1, unit + 3, 4, 5), 2 * unit + 3, 37, window, "gelu", fused, lies, apart)
+    # Channels with every rest of four.
+    for cout, act in ((6, "none"), (7, "relu6"), (8, "relu")):
+        yield case((1, unit, 1, 1), 3, cout, Window((1, 1)), act)
 
 
 # ---- squeeze_excite and swish --------------------------------------------------------------------
@@ -656,11 +821,12 @@ class Bench:
         if self.device is None:
             self.device = OneKernelDevice(ptx, **self.options)
         self.device.ptx = ptx
+        module = self.device.load(ptx)
         for i, case in enumerate(self.cases):
             if i == len(self.placed):
                 self.placed.append(self._place(case))
             there, launch = self.placed[i]
-            kernel = self.device.load(ptx).kernel(launch.kernel.name)
+            kernel = module.kernel(launch.kernel.name)
             outputs = {n: o for n, o in case.operands.items() if o.expected is not None}
             for name, operand in outputs.items():
                 self.device.upload(operand.storage, into=there[name].memory)
