@@ -92,7 +92,7 @@ def test_kernels(made):
 def test_a_case_can_fail():
     """Of a kernel whose grid has a block less."""
     with device() as there:
-        case = next(iter(cases.expand_cases(3, 1, 3, HALF)))
+        case = next(cases.expand_cases(3, 1, "wide", 3, HALF))
         placed = {name: operand.place(there) for name, operand in case.operands.items()}
         launch = case.launch(there, placed)
         assert launch.grid[0] > 1
