@@ -244,9 +244,10 @@ def survivors(target: Target, ptx: str) -> tuple[int, list[Mutant]]:
     """How many mutants there are, and those that nothing notices."""
     alive = list(mutants(ptx))
     made = len(alive)
+    launches = list(target.cases())
     for order in ORDERS:
         options = {"max_instructions": MAX_INSTRUCTIONS, **order}
-        with cases.Bench(list(target.cases()), **options) as bench:
+        with cases.Bench(launches, **options) as bench:
             bench.run(ptx)  # which has no mistakes
             alive = [mutant for mutant in alive if not is_caught(bench, mutant)]
     return made, alive
