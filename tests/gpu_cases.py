@@ -403,16 +403,16 @@ def expand_cases(k: int, s: int, layout: str, planes: int, dtype: torch.dtype) -
         yield from few_pixels
         return
     # Two images at once, of which the last is alone, and several of a block.
-    shape = (5, 56, 8 * s, most - 1)
+    shape = (3, 56, 8 * s, most - 1)
     yield case(
         shape, channels + 8, window, cut(8, columns, 3, images=4), "swish", None, lies, aligned
     )
     few = cut(-(-3 // s), most // s, 2, images=4)
-    yield case((3, 72, 3, most), channels, window, few, "relu6")
+    yield case((5, 72, 3, most), channels, window, few, "relu6")
     # Rounds of rows, the last of them in part; tiles of rows.
     rows = 21 if planes == 3 else 7
     for one, images, depth, act in ((before, 1, 88, "relu"), (after, 2, 35, "swish")):
-        shape = (2, depth, 42 * s, most - 3)
+        shape = (images, depth, 42 * s, most - 3)
         yield case(
             shape, 40, one, cut(rows, -(-(most - 3) // s), 5, images=images), act, None,
             Lie(gap=-depth % 8), biases=False, has_sums=one is after,

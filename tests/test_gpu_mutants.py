@@ -21,7 +21,7 @@ from effnet_fast.gpu.catalogue import select
 from effnet_fast.gpu.nvcc import FLAGS, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-MOST = 0.1  # of one kernel's mutants that survive; of all of them 5 % do
+MOST = 0.2  # of one kernel's mutants that survive; of all of them 5 % do
 
 FLOAT, HALF = torch.float32, torch.float16
 # In half precision one of each layout.
@@ -244,9 +244,10 @@ def survivors(target: Target, ptx: str) -> tuple[int, list[Mutant]]:
     """How many mutants there are, and those that nothing notices."""
     alive = list(mutants(ptx))
     made = len(alive)
+    launches = list(target.cases())
     for order in ORDERS:
         options = {"max_instructions": MAX_INSTRUCTIONS, **order}
-        with cases.Bench(list(target.cases()), **options) as bench:
+        with cases.Bench(launches, **options) as bench:
             bench.run(ptx)  # which has no mistakes
             alive = [mutant for mutant in alive if not is_caught(bench, mutant)]
     return made, alive
