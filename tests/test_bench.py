@@ -378,8 +378,16 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
         (["--peers", "fastest"], "--peers has 'fastest'; accepted: effnet_fast, eager, "),
         (["--model", "b0"], "--model is 'b0'; accepted: source:name with a source of "),
         (["--threads", "0"], "--threads is 0; accepted: 1 or more"),
+        (["--size", "0"], "--size is 0; accepted: 1 or more"),
+        (["--seconds", "nan"], "--seconds is nan; accepted: more than 0"),
+        (["--csv", "nowhere/a.csv"], "--csv is nowhere/a.csv: nowhere is no folder; accepted: "),
     ],
 )
 def test_bench_refuses(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_table_refuses_an_unknown_runtime(capsys):
+    assert cpu_table.main(["--peers", "fastest"]) == 2
+    assert "--peers has 'fastest'; accepted: effnet_fast, eager, " in capsys.readouterr().err

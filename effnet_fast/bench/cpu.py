@@ -56,21 +56,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, help="a file for the row as CSV, a contender a line")
 
 
-def run(options: argparse.Namespace, root: Path | None = None) -> int:
-    """Measure one cell, print it, and keep it."""
-    names = options.peers.split(",")
+def contenders_of(text: str) -> list[str]:
+    """The names in a list with commas.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such contender.
+    """
+    names = text.split(",")
     for name in names:
         if name not in CONTENDERS:
             raise ArgumentError(f"--peers has {name!r}; accepted: {', '.join(CONTENDERS)}")
+    return names
+
+
+def run(options: argparse.Namespace, root: Path | None = None) -> int:
+    """Measure one cell, print it, and keep it."""
+    names = contenders_of(options.peers)
     key = tuple(options.model.split(":", 1))
     if key not in models():
         sources = ", ".join(sorted({source for source, _ in models()}))
         raise ArgumentError(
             f"--model is {options.model!r}; accepted: source:name with a source of {sources}"
         )
-    for option in ("batch", "threads"):
-        if getattr(options, option) < 1:
-            raise ArgumentError(f"--{option} is {getattr(options, option)}; accepted: 1 or more")
+    for option in ("size", "batch", "threads"):
+        value = getattr(options, option)
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{option} is {value}; accepted: 1 or more")
+    if not options.seconds > 0:
+        raise ArgumentError(f"--seconds is {options.seconds}; accepted: more than 0")
+    if options.csv is not None and not options.csv.parent.is_dir():
+        raise ArgumentError(
+            f"--csv is {options.csv}: {options.csv.parent} is no folder; accepted: one that exists"
+        )
     allocator = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
     results = Results(options.output, {"environment": environment(root), "allocator": allocator})
     size = (options.size, options.size) if options.size else native_size(build(*key))

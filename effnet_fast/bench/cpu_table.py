@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..errors import EffnetFastError
 from ..gpu.counts import table
-from .cpu import ALLOCATOR, describe, measure
+from .cpu import ALLOCATOR, contenders_of, describe, measure
 from .harness import Results, environment
 from .peers import CONTENDERS
 
@@ -45,13 +47,22 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of rows, as in '*b0*t1'")
     parser.add_argument("--peers", default=",".join(CONTENDERS), metavar="NAME,...")
     options = parser.parse_args(arguments)
+    try:
+        return _run(options, root)
+    except EffnetFastError as error:
+        print(f"benchmarks/cpu.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, root: Path | None) -> int:
+    contenders = contenders_of(options.peers)
     allocator = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
     results = Results(options.output, {"environment": environment(root), "allocator": allocator})
     for name, cell in cells().items():
         if not fnmatchcase(name, options.only) or name in results.rows:
             continue
         row = measure(
-            **cell, contenders=options.peers.split(","), seconds=options.seconds
+            **cell, contenders=contenders, seconds=options.seconds
         )  # fmt: skip
         results.add(name, row)
         print("\n".join(describe(row)), flush=True)
