@@ -9,7 +9,7 @@ import operator
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .engine import reference
-from .engine.cpu import CpuEngine, PackedWeights, as_rank
+from .engine.cpu import CpuEngine, as_rank
+from .engine.cpu_weights import PackedWeights
 from .errors import (
     ArgumentError,
     DeviceError,
@@ -28,6 +29,7 @@ from .errors import (
     StaleWeightsError,
 )
 from .graph import Graph, Ref
+from .network import Network, Node
 from .ops.extension import extension
 from .ops.registry import LIBRARY
 from .plan import Plan, make_plan
@@ -146,16 +148,21 @@ class Fused(nn.Module):
 
     def refresh(self) -> None:
         """Read the source's weights again and plan anew."""
-        with torch.no_grad(), torch.inference_mode(False):
-            tensors = self.tensors()
-            self.network = recognise(self.graph, tensors, self.dtype)
+        if hasattr(self.source, "check_file"):  # a loaded model's
+            self.source.check_file()
+        tensors = self.tensors()
+        self.packed = PackedWeights()
+        self.network = self._recognised(self.packed.take if self.backend == "cpu" else None)
         self._watch = WatchedTensors(self.source, tuple(self.graph.tensors.values()))
         self._plans: OrderedDict[tuple[int, int], tuple[Plan, Engine | None]] = OrderedDict()
         first = next((t for t in tensors.values()), None)
         self.device = torch.device("cpu") if first is None else first.device
-        self.packed = PackedWeights()
         if self.backend in ("gpu", "ptx"):
             self.home = gpu_home(self.backend, self.device, self.languages)
+
+    def _recognised(self, take: Callable[[Node], Node] | None = None) -> Network:
+        with torch.no_grad(), torch.inference_mode(False):
+            return recognise(self.graph, self.tensors(), self.dtype, take or (lambda node: node))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The source's tensors by name, those that the graph reads."""
@@ -194,7 +201,7 @@ class Fused(nn.Module):
     def _traced(self, x: torch.Tensor) -> list[Any]:
         if torch.compiler.is_exporting():
             # Operators with their weights: a graph that stands for itself and can be saved.
-            plan, _ = self._planned(tuple(x.shape[-2:]))
+            plan = make_plan(self._recognised(), tuple(x.shape[-2:]))
             impl = "reference" if self.backend in ("reference", "ptx") else "auto"
             return self._outputs(reference.run(plan, x, impl))
         tensors = iter(torch.ops.effnet_fast.run_network(x, self._handle))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .errors import (
     WeightsError,
 )
 from .graph import Graph, run_graph
+from .memory import trim, watched
 from .model import Fused, OptimizedModel, gpu_home
 from .ops.extension import extension
 from .partial import Parts, capture_parts
@@ -89,6 +91,22 @@ def optimize(
     FallbackError : with ``strict``, when a part is not fused.
     ParityError : the numbers differ by more than the bounds in `effnet_fast.verify` allow.
     """
+    with watched() as peak:
+        optimized = _optimized(model, example_input, dtype, device, backend, verify, strict)
+        trim()
+    optimized.report = replace(optimized.report, peak_bytes=peak.bytes)
+    return optimized
+
+
+def _optimized(
+    model: nn.Module,
+    example_input: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    backend: str,
+    verify: bool,
+    strict: bool,
+) -> OptimizedModel:
     seconds: dict[str, float] = {}
 
     @contextmanager

@@ -10,7 +10,7 @@ at the captured size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,10 @@ from .network import (
 
 
 def recognise(
-    graph: Graph, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
+    graph: Graph,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+    take: Callable[[Node], Node] = lambda node: node,
 ) -> Network:
     """The network that a graph is.
 
@@ -45,8 +48,10 @@ def recognise(
     graph : from `capture`.
     tensors : the model's parameters, buffers and constants by their names in the model.
     dtype : of the folded weights; folding itself is in float64 and rounds once.
+    take : given each node as it is made, returns the one to keep: where weights go elsewhere, those
+        of one layer at a time are in memory twice.
     """
-    return _Recogniser(graph, tensors, dtype).network()
+    return _Recogniser(graph, tensors, dtype, take).network()
 
 
 @dataclass
@@ -57,9 +62,10 @@ class _Conv:
     call: str  # of the convolution itself
     x: str
     kind: str  # stem, pointwise, depthwise, dense, linear
-    weight: torch.Tensor  # float64
+    weight: torch.Tensor  # as the model has it: float64 of all at once would be twice the model
     bias: torch.Tensor | None  # float64
     window: Window
+    scale: torch.Tensor | None = None  # float64, of each channel that it makes: batch norm's
     act: Act = Act.NONE
     gate: str | None = None
     residual: str | None = None
@@ -97,9 +103,16 @@ _Item = Call | _Conv | _Gate | _Pool | _Act
 
 
 class _Recogniser:
-    def __init__(self, graph: Graph, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype):
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        take: Callable[[Node], Node],
+    ):
         self.graph = graph
         self.dtype = dtype
+        self.take = take
         self.model_name = dict(graph.tensors)
         self.constant: dict[str, Any] = {
             name: tensors[full] for name, full in graph.tensors.items()
@@ -267,7 +280,7 @@ class _Recogniser:
             call.name,
             source,
             kind,
-            _exact(kernel),
+            kernel,
             None if bias is None else _exact(self.constant[bias.name]),
             window,
         )
@@ -321,7 +334,7 @@ class _Recogniser:
         shift = -_exact(self.constant[mean.name]) * scale
         if bias is not None:
             shift = shift + _exact(self.constant[bias.name])
-        conv.weight = conv.weight * scale.view(-1, 1, 1, 1)
+        conv.scale = scale
         conv.bias = shift if conv.bias is None else conv.bias * scale + shift
         return True
 
@@ -335,13 +348,12 @@ class _Recogniser:
             bias is not None and bias.name not in self.constant
         ):
             return None
-        matrix = _exact(self.constant[weight.name])
         return _Conv(
             call.name,
             call.name,
             x.name,
             "linear",
-            matrix,
+            self.constant[weight.name],
             None if bias is None else _exact(self.constant[bias.name]),
             Window((1, 1)),
         )
@@ -471,37 +483,25 @@ class _Recogniser:
     # ---- nodes -----------------------------------------------------------------------------------
 
     def _emitted(self) -> list[Node | Call]:
-        def rounded(tensor: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
-            if tensor is None:
-                return None
-            return (tensor.reshape(shape) if shape else tensor).to(self.dtype).contiguous()
-
         emitted: list[Node | Call] = []
         for item in self.items.values():
-            if isinstance(item, _Gate):
-                reduce, expand = item.reduce, item.expand
-                emitted.append(
-                    SqueezeExcite(
-                        item.name,
-                        f"{item.of}.sums",
-                        item.of,
-                        rounded(reduce.weight, *reduce.weight.shape[:2]),
-                        rounded(reduce.bias),
-                        rounded(expand.weight, *expand.weight.shape[:2]),
-                        rounded(expand.bias),
-                        reduce.act,
-                        expand.act,
-                    )
-                )
-            elif isinstance(item, _Act):
-                emitted.append(Activation(item.name, self._resolve(item.x), item.act))
-            elif isinstance(item, _Pool):
+            if isinstance(item, _Pool):
                 emitted.append(item.call)
             elif isinstance(item, Call):
                 emitted.append(item)
             else:
-                emitted += self._layer_nodes(item, rounded)
+                emitted += map(self.take, self._nodes(item))
         return self._alive(emitted)
+
+    def _rounded(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(self.dtype).contiguous()
+
+    def _weight(self, conv: _Conv) -> torch.Tensor:
+        """With its batch norm, folded in float64 and rounded once."""
+        weight = _exact(conv.weight)
+        if conv.scale is not None:
+            weight = weight * conv.scale.view(-1, *[1] * (weight.dim() - 1))
+        return self._rounded(weight)
 
     def _alive(self, emitted: list[Node | Call]) -> list[Node | Call]:
         """Without calls that nothing reads any more, such as a flatten's batch size."""
@@ -515,8 +515,19 @@ class _Recogniser:
             kept.append(entry)
         return kept[::-1]
 
-    def _layer_nodes(self, conv: _Conv, rounded: Any) -> list[Node]:
-        x, weight, bias = self._resolve(conv.x), rounded(conv.weight), rounded(conv.bias)
+    def _nodes(self, item: _Gate | _Act | _Conv) -> list[Node]:
+        if isinstance(item, _Gate):
+            sums, reduce, expand = f"{item.of}.sums", item.reduce, item.expand
+            w1, w2 = (self._weight(layer).flatten(1) for layer in (reduce, expand))
+            b1, b2 = self._rounded(reduce.bias), self._rounded(expand.bias)
+            acts = reduce.act, expand.act
+            return [SqueezeExcite(item.name, sums, item.of, w1, b1, w2, b2, *acts)]
+        if isinstance(item, _Act):
+            return [Activation(item.name, self._resolve(item.x), item.act)]
+        return self._layer_nodes(item)
+
+    def _layer_nodes(self, conv: _Conv) -> list[Node]:
+        x, weight, bias = self._resolve(conv.x), self._weight(conv), self._rounded(conv.bias)
         residual = conv.residual and self._resolve(conv.residual)
         if conv.kind == "linear":
             if conv.act is Act.NONE:

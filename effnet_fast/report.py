@@ -28,6 +28,9 @@ class Report:
     fallbacks : what is not fused and why, one line each.
     parity : one entry for each image size that was verified; empty with ``verify=False``.
     blocks : in half precision, errors and ranges of what each block leaves, of one image.
+    weight_bytes : of the packed weights.
+    peak_bytes : the most that resident memory grew by meanwhile, looked at every 2 ms; None where
+        the system does not tell.
     seconds : what capture, recognise, plan and verify took.
     """
 
@@ -43,6 +46,7 @@ class Report:
     parity: tuple[Parity, ...] = ()
     blocks: tuple[Block, ...] = ()
     weight_bytes: int = 0
+    peak_bytes: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,6 +70,9 @@ class Report:
         lines += [f"  verified: {parity}" for parity in self.parity] or ["  not verified"]
         if self.blocks:
             lines.append(f"  {self._blocks()}")
+        if self.weight_bytes:
+            peak = "" if self.peak_bytes is None else f", {self.peak_bytes / 1e6:,.0f} MB at most"
+            lines.append(f"  memory: {self.weight_bytes / 1e6:,.1f} MB of weights{peak}")
         if self.seconds:
             lines.append("  " + ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items()))
         return "\n".join(lines)

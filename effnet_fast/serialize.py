@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from .errors import CaptureError, CheckpointError
 from .files import whole_file
 from .graph import Call, Graph, Ref, function, run_graph
+from .memory import drop_pages, trim
 from .report import Report
 from .verify import Block, Parity
 
@@ -58,15 +60,19 @@ def save(model: OptimizedModel, path: str | Path) -> None:
 def load(path: str | Path) -> OptimizedModel:
     """Read a model that `OptimizedModel.save` wrote.
 
-    Its ``original`` is the captured graph in plain PyTorch, with the original's state dict.
+    Its ``original`` is the captured graph in plain PyTorch, with the original's state dict. In
+    memory are packed weights alone: the state dict stays in the file, and is read where it is asked
+    for. The file may be deleted or replaced meanwhile, but not written over in place.
 
     Raises
     ------
-    CheckpointError : missing, truncated, another kind of file, or written by a newer version.
+    CheckpointError : missing, truncated, another kind of file, or written by a newer version; later
+        on, where the state dict is asked for, if the file was written over.
     """
     from .model import Fused, OptimizedModel
 
     try:
+        file = _File(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -83,17 +89,53 @@ def load(path: str | Path) -> OptimizedModel:
     try:
         graph = _graph_from_plain(json.loads(content["graph"]), content["others"])
         original = CapturedModel(
-            graph, content["argument"], content["state_dict"], content["others"]
+            graph, content["argument"], content["state_dict"], content["others"], file
         )
         body = Fused(original, graph, content["backend"], getattr(torch, content["dtype"]))
         report = _report_from_plain(json.loads(content["report"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if body.backend != "reference":  # whose kernels are torch's, and read the tensors themselves
+        drop_pages(original.buffers())
+    trim()
     return OptimizedModel(original, body, content["argument"], report)
 
 
+class _File:
+    """A file that tensors are mapped from, to notice when it's written over: they change with it.
+
+    A new file of the same name is another one, and the old one lives as long as its mapping.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self._state = self._read()
+
+    def _read(self) -> tuple[int, ...]:
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def check(self) -> None:
+        try:
+            now = self._read()
+        except OSError:
+            return
+        if now != self._state and now[:2] == self._state[:2]:
+            raise CheckpointError(
+                f"{self.path}: written over since the model was loaded, whose state dict was in "
+                "it; load it anew, and replace a file by renaming another"
+            )
+
+
 class CapturedModel(nn.Module):
-    """A captured graph in plain PyTorch, its tensors under the names that they had in the model."""
+    """A captured graph in plain PyTorch, its tensors under the names that they had in the model.
+
+    Parameters
+    ----------
+    graph, argument : of the model.
+    state_dict, others : its tensors, and those that the graph reads besides.
+    file : that they are mapped from, if they are.
+    """
 
     def __init__(
         self,
@@ -101,8 +143,10 @@ class CapturedModel(nn.Module):
         argument: str,
         state_dict: dict[str, torch.Tensor],
         others: dict[str, torch.Tensor],
+        file: _File | None = None,
     ):
         super().__init__()
+        self.file = file
         self.graph = graph
         self.argument = argument
         for name, tensor in state_dict.items():
@@ -113,9 +157,23 @@ class CapturedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (x,) = (*args, *kwargs.values())
+        self.check_file()
         tensors = {name: _tensor(self, name) for name in self.graph.tensors.values()}
         flat = run_graph(self.graph, x, tensors)
         return pytree.tree_unflatten(flat, self.graph.output_spec)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self.check_file()
+        return super().state_dict(*args, **kwargs)
+
+    def check_file(self) -> None:
+        """Raise `CheckpointError` where the tensors are no longer what they were."""
+        if self.file is not None:
+            self.file.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_file()
+        return {**self.__dict__, "file": None}  # a copy has its tensors in memory
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor:

@@ -30,9 +30,9 @@ from .coverage import build, models
 from .harness import Budget, Results, compare, environment, outcome_rows, outcome_table
 from .peers import CONTENDERS, COPIED, LIMITS, SGEMM, Case, Peer
 
-# Of logits, relative L2, from the stock model in float64: ten times what reordered sums differ by on
-# a shallow network (1e-6 to 3e-6), and ten times what the stock model in float32 does where random
-# weights make it deep and chaotic (B4: 1e-4). A wrong layer is off by 1e-2 and more.
+# Of logits, relative L2, from the stock model in float64: ten times what reordered sums differ by
+# in a shallow network (1e-6 to 3e-6), and ten times what the stock model in float32 does where
+# random weights make it chaotic (B4: 1e-4). A wrong layer is off by 1e-2 and more.
 BOUND, OF_STOCK = 3e-5, 10.0
 PROFILES = 30
 # glibc gives large buffers back at each free unless told otherwise, and the page faults can be more

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..graph import run_calls
-from ..network import Act, Network, Window
+from ..network import Network
 from ..ops import swish
 from ..ops.extension import extension
-from ..ops.packing import pack_conv, pack_depthwise, pack_transposed
 from ..ops.step import nhwc
 from ..plan import Plan, Stage, Step
-
-
-class PackedWeights:
-    """A network's weights as the kernels read them, packed once for all image sizes."""
-
-    def __init__(self) -> None:
-        self._packed: dict[int, torch.Tensor] = {}
-        self._lock = threading.Lock()
-
-    def address(self, tensor: torch.Tensor | None, pack: Any = None) -> int:
-        """Where a tensor is (0 for None), packed if ``pack`` is given."""
-        if tensor is None:
-            return 0
-        if pack is None:
-            return tensor.data_ptr()
-        with self._lock:
-            key = id(tensor)
-            if key not in self._packed:
-                self._packed[key] = pack(tensor)
-            return self._packed[key].data_ptr()
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._packed.values())
+from .cpu_weights import PackedWeights
 
 
 class CpuEngine:
@@ -46,8 +21,7 @@ class CpuEngine:
 
     def __init__(self, plan: Plan, weights: PackedWeights):
         self.plan = plan
-        self._weights = weights
-        self._native = extension()
+        self.weights = weights
         self._stages = [
             _NativeStage(self, stage) if stage.native else _TorchStage(plan.network, stage)
             for stage in plan.stages
@@ -80,46 +54,12 @@ class CpuEngine:
             if isinstance(stage, _NativeStage)
         )
 
-    # ---- a step's constants, as the bindings take them -------------------------------------------
-
-    def conv(self, node: Any) -> Any:
-        cout, cin = node.weight.shape[:2]
-        act = getattr(node, "act", Act.NONE)
-        weights = self._weights
-        packed = weights.address(node.weight, pack_conv)
-        return self._native.Conv(cin, cout, packed, weights.address(node.bias), int(act))
-
-    def depthwise(self, node: Any, window: Window) -> Any:
-        packed = self._weights.address(node.weight, pack_depthwise)
-        bias = self._weights.address(node.bias)
-        c = node.weight.shape[0]
-        return self._native.DepthwiseConv(c, self.window(window), packed, bias, int(node.act))
-
-    def squeeze_excite(self, node: Any) -> Any:
-        squeezed, c = node.w1.shape
-        address = self._weights.address
-        return self._native.SqueezeExcite(
-            c,
-            squeezed,
-            address(node.w1),
-            address(node.b1),
-            address(node.w2, pack_transposed),
-            address(node.b2),
-            int(node.act),
-            int(node.gate_act),
-        )
-
-    def window(self, window: Window) -> Any:
-        return self._native.Window(
-            *window.kernel, *window.stride, *window.dilation, *window.pads(0, 0)
-        )
-
 
 class _NativeStage:
     """One C++ program and the tensors that it exchanges with the other stages."""
 
     def __init__(self, engine: CpuEngine, stage: Stage):
-        native = engine._native
+        native = extension()
         self.network = engine.plan.network
         self.stage = stage
         self.sizes = {
@@ -148,7 +88,7 @@ class _NativeStage:
             return native.Operand.arena(stage.offsets[name], *size)
 
         for step in self.order:
-            _append(engine, self.program, step, operand)
+            append(engine.weights, self.program, step, operand)
 
     def run(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> None:
         tensors, made, _alive = self._bind(values, batch)
@@ -185,17 +125,17 @@ class _NativeStage:
         return tensors, made, alive
 
 
-def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
-    """Append one step to a program."""
+def append(weights: PackedWeights, program: Any, step: Step, operand: Any) -> None:
+    """Append a step to a program; ``operand`` gives the program's own of a value's name."""
     node = step.nodes[-1]
     if step.operator == "stem_conv":
         program.stem_conv(
-            engine.conv(node), engine.window(step.window), operand(node.x), operand(node.name)
+            weights.conv(node), weights.window(step.window), operand(node.x), operand(node.name)
         )
     elif step.operator == "pointwise_conv":
         y, pool = (None, node.name) if node.pool else (node.name, None)
         program.pointwise_conv(
-            engine.conv(node),
+            weights.conv(node),
             operand(node.x),
             operand(node.gate),
             operand(node.residual),
@@ -204,7 +144,7 @@ def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
         )
     elif step.operator == "depthwise_conv":
         program.depthwise_conv(
-            engine.depthwise(node, step.window),
+            weights.depthwise(node, step.window),
             operand(node.x),
             operand(node.name),
             operand(node.sums),
@@ -212,29 +152,29 @@ def _append(engine: CpuEngine, program: Any, step: Step, operand: Any) -> None:
     elif step.operator == "expand_depthwise":
         expand = step.nodes[0]
         program.expand_depthwise(
-            engine.conv(expand),
-            engine.depthwise(node, step.window),
+            weights.conv(expand),
+            weights.depthwise(node, step.window),
             operand(expand.x),
             operand(node.name),
             operand(node.sums),
         )
     elif step.operator == "squeeze_excite":
         program.squeeze_excite(
-            engine.squeeze_excite(node), operand(node.sums), step.pixels, operand(node.name)
+            weights.squeeze_excite(node), operand(node.sums), step.pixels, operand(node.name)
         )
     elif step.operator == "fused_mbconv":
         first = step.nodes[0]
-        project = None if node is first else engine.conv(node)
+        project = None if node is first else weights.conv(node)
         program.fused_mbconv(
-            engine.conv(first),
-            engine.window(step.window),
+            weights.conv(first),
+            weights.window(step.window),
             project,
             operand(first.x),
             operand(node.residual),
             operand(node.name),
         )
     else:
-        program.classifier(engine.conv(node), operand(node.x), operand(node.name))
+        program.classifier(weights.conv(node), operand(node.x), operand(node.name))
 
 
 class _TorchStage:

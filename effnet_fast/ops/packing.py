@@ -22,14 +22,26 @@ from effnet_fast.ops.extension import extension
 CACHE_BYTES = 512 << 20
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
+Room = Callable[[int], torch.Tensor]
 
-def pack_conv(weight: torch.Tensor) -> torch.Tensor:
+
+def aligned(floats: int) -> torch.Tensor:
+    """Room for so many, uninitialised: one-dimensional, float32, aligned to 64 bytes."""
+    spare = ALIGNMENT // 4
+    buffer = torch.empty(floats + spare, dtype=torch.float32)
+    start = -(buffer.data_ptr() // 4) % spare
+    return buffer[start : start + floats]
+
+
+def pack_conv(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
     """A dense convolution's weight for ``_C.Conv``.
 
     Parameters
     ----------
     weight : Tensor
         (O, I, kh, kw), or (O, I) for a pointwise one; float32, CPU, any strides.
+    room : callable
+        Where it goes: as :func:`aligned`.
 
     Returns
     -------
@@ -39,32 +51,32 @@ def pack_conv(weight: torch.Tensor) -> torch.Tensor:
     native = extension()
     cout, cin, kh, kw = (*weight.shape, 1, 1)[:4]
     source = weight.detach().contiguous()
-    packed = _aligned(native.packed_conv_size(cout, cin, kh, kw))
+    packed = room(native.packed_conv_size(cout, cin, kh, kw))
     native.pack_conv(source.data_ptr(), cout, cin, kh, kw, packed.data_ptr())
     return packed
 
 
-def pack_depthwise(weight: torch.Tensor) -> torch.Tensor:
+def pack_depthwise(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
     """As :func:`pack_conv`, for ``_C.DepthwiseConv``: a depthwise weight (C, 1, kh, kw)."""
     native = extension()
     c, _, kh, kw = weight.shape
     source = weight.detach().contiguous()
-    packed = _aligned(native.packed_depthwise_size(c, kh, kw))
+    packed = room(native.packed_depthwise_size(c, kh, kw))
     native.pack_depthwise(source.data_ptr(), c, kh, kw, packed.data_ptr())
     return packed
 
 
-def pack_transposed(weight: torch.Tensor) -> torch.Tensor:
+def pack_transposed(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
     """(O, I) or (O, I, 1, 1) as contiguous [I][O]: the second layer of ``_C.SqueezeExcite``."""
     rows, columns = weight.shape[:2]
-    return weight.detach().reshape(rows, columns).t().contiguous()
+    return pack_plain(weight.detach().reshape(rows, columns).t(), room)
 
 
-def _aligned(floats: int) -> torch.Tensor:
-    spare = ALIGNMENT // 4
-    buffer = torch.empty(floats + spare, dtype=torch.float32)
-    start = -(buffer.data_ptr() // 4) % spare
-    return buffer[start : start + floats]
+def pack_plain(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
+    """A copy with contiguous elements: biases, and the first layer of ``_C.SqueezeExcite``."""
+    packed = room(weight.numel())
+    packed.view(weight.shape).copy_(weight.detach())
+    return packed
 
 
 class _Entry(NamedTuple):
