@@ -8,7 +8,7 @@ every buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,8 +94,21 @@ class Plan:
         return 4 * max((stage.arena for stage in self.stages), default=0)
 
 
-def make_plan(network: Network, size: tuple[int, int]) -> Plan:
+def make_plan(
+    network: Network,
+    size: tuple[int, int],
+    apart: Collection[str] = frozenset(),
+    given: Mapping[str, Size] | None = None,
+) -> Plan:
     """Plan a network for images of ``size`` (H, W).
+
+    Parameters
+    ----------
+    network : Network
+    size : (H, W)
+    apart : names of values that are made by a step of their own, even where the operator that reads
+        them could make them in its own pass.
+    given : sizes of values that the network reads besides its input: of a part of one.
 
     Raises
     ------
@@ -109,17 +122,19 @@ def make_plan(network: Network, size: tuple[int, int]) -> Plan:
             f"model follow the "
             "image size in a way that only holds there"
         )
-    sizes, windows = _sizes(network, size)
-    steps = _steps(network, sizes, windows)
+    sizes, windows = _sizes(network, size, given or {})
+    steps = _steps(network, sizes, windows, apart)
     return Plan(network, tuple(size), tuple(_stages(network, steps, sizes)), sizes)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------
 
 
-def _sizes(network: Network, size: tuple[int, int]) -> tuple[dict[str, Size], dict[str, Window]]:
+def _sizes(
+    network: Network, size: tuple[int, int], given: Mapping[str, Size]
+) -> tuple[dict[str, Size], dict[str, Window]]:
     """The size of every value, and of every windowed node the window with its padding resolved."""
-    sizes: dict[str, Size] = {network.input: (network.channels, *size)}
+    sizes: dict[str, Size] = {**given, network.input: (network.channels, *size)}
     windows: dict[str, Window] = {}
     foreign: dict[
         str, Any
@@ -190,7 +205,10 @@ def _run_on_meta(
 
 
 def _steps(
-    network: Network, sizes: Mapping[str, Size], windows: Mapping[str, Window]
+    network: Network,
+    sizes: Mapping[str, Size],
+    windows: Mapping[str, Window],
+    apart: Collection[str],
 ) -> list[Step]:
     readers = _readers(network)
     steps: list[Step] = []
@@ -199,7 +217,7 @@ def _steps(
         first = held.pop(getattr(node, "x", ""), None)
         nodes = (node,) if first is None else (first, node)
         window = next((windows[n.name] for n in nodes if n.name in windows), None)
-        if _joins_reader(node, readers):
+        if node.name not in apart and _joins_reader(node, readers):
             held[node.name] = node
         elif isinstance(node, DepthwiseConv):
             steps.append(

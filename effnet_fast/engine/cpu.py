@@ -23,7 +23,7 @@ class CpuEngine:
         self.plan = plan
         self.weights = weights
         self._stages = [
-            _NativeStage(self, stage) if stage.native else _TorchStage(plan.network, stage)
+            NativeStage(plan, stage, weights) if stage.native else _TorchStage(plan.network, stage)
             for stage in plan.stages
         ]
 
@@ -39,7 +39,7 @@ class CpuEngine:
         values: dict[str, torch.Tensor] = {self.plan.network.input: x}
         times: list[tuple[Step, float]] = []
         for stage in self._stages:
-            if isinstance(stage, _NativeStage):
+            if isinstance(stage, NativeStage):
                 seconds = stage.profile(values, x.shape[0], threads)
                 times += zip(stage.order, seconds, strict=True)
             else:
@@ -51,20 +51,18 @@ class CpuEngine:
         return sum(
             stage.program.workspace_bytes(threads)
             for stage in self._stages
-            if isinstance(stage, _NativeStage)
+            if isinstance(stage, NativeStage)
         )
 
 
-class _NativeStage:
+class NativeStage:
     """One C++ program and the tensors that it exchanges with the other stages."""
 
-    def __init__(self, engine: CpuEngine, stage: Stage):
+    def __init__(self, plan: Plan, stage: Stage, weights: PackedWeights):
         native = extension()
-        self.network = engine.plan.network
         self.stage = stage
         self.sizes = {
-            name: engine.plan.sizes[name]
-            for name in (*stage.inputs, *stage.internal, *stage.outputs)
+            name: plan.sizes[name] for name in (*stage.inputs, *stage.internal, *stage.outputs)
         }
         self.made = (*stage.internal, *stage.outputs)
         # The stem reads the image in any layout; whoever else reads a tensor wants its channels
@@ -81,27 +79,27 @@ class _NativeStage:
         def operand(name: str | None) -> Any:
             if name is None:
                 return native.Operand.none()
-            name = self.network.aliases.get(name, name)
-            size = engine.plan.sizes[name]
+            name = plan.network.aliases.get(name, name)
+            size = plan.sizes[name]
             if name in index:
                 return native.Operand.tensor(index[name], *size)
             return native.Operand.arena(stage.offsets[name], *size)
 
         for step in self.order:
-            append(engine.weights, self.program, step, operand)
+            append(weights, self.program, step, operand)
 
     def run(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> None:
-        tensors, made, _alive = self._bind(values, batch)
+        tensors, made, _alive = self.bind(values, batch)
         self.program.run(tensors, batch, threads)
         values.update(made)
 
     def profile(self, values: dict[str, torch.Tensor], batch: int, threads: int) -> list[float]:
-        tensors, made, _alive = self._bind(values, batch)
+        tensors, made, _alive = self.bind(values, batch)
         seconds = self.program.profile(tensors, batch, threads)
         values.update(made)
         return seconds
 
-    def _bind(
+    def bind(
         self, values: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[list[tuple[int, ...]], dict[str, torch.Tensor], list[torch.Tensor]]:
         """The call's tensors as the program takes them, and the tensors that it makes."""
