@@ -19,7 +19,7 @@ CMAKE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/
   -DEFFNET_FAST_PYTHON=OFF -DEFFNET_FAST_TESTS=ON -DEFFNET_FAST_WERROR=ON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-ptx test test-full cpp-test sanitize lint format coverage-table labels clean
+.PHONY: help venv demo demo-ptx test test-full cpp-test neon-test sanitize lint format coverage-table labels clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s%s\n", $$1, $$2}'
@@ -54,6 +54,13 @@ cpp-test: $(STAMP)  ## the C++ tests
 	$(CMAKE_TESTS) -B build/tests
 	$(BIN)/cmake --build build/tests
 	build/tests/effnet_fast_tests
+
+# All of them but two of the thread pool's, which fork: qemu-user starts no thread in such a child.
+neon-test: $(STAMP)  ## the C++ tests for aarch64, cross-compiled and emulated
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { echo "make: no $$tool (Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user)"; exit 1; }; done
+	$(CMAKE_TESTS) -B build/neon -DCMAKE_TOOLCHAIN_FILE=csrc/aarch64.cmake
+	$(BIN)/cmake --build build/neon
+	$(BIN)/ctest --test-dir build/neon --verbose --timeout 300
 
 # The broken PTX takes a minute; build/sanitize/fuzz_ptx csrc/tests/ptx --seed 2 --seconds 3600 more.
 sanitize: $(STAMP)  ## the C++ tests, and broken PTX, under the address and UB sanitizers

@@ -10,6 +10,12 @@ namespace effnet_fast {
 namespace scalar {
 extern const Kernels kTable;
 }
+#if defined(EFFNET_FAST_HAVE_NEON)
+namespace neon {
+extern const Kernels kTable;
+}
+#endif
+
 #if defined(EFFNET_FAST_HAVE_AVX2)
 namespace avx2 {
 extern const Kernels kTable;
@@ -34,6 +40,9 @@ const std::vector<const Kernels*>& available_kernels() {
     // Also false when the operating system doesn't save the wide registers.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       found.push_back(&avx2::kTable);
+#endif
+#if defined(EFFNET_FAST_HAVE_NEON)
+    found.push_back(&neon::kTable);  // every aarch64 has it
 #endif
     found.push_back(&scalar::kTable);
     return found;

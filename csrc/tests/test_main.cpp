@@ -252,8 +252,9 @@ std::string describe(const Window& w) {
 
 int main() {
   using namespace effnet_fast;
-  int passed = 0, failed = 0;
+  int all_failed = 0;
   for (const Kernels* kernels : available_kernels()) {
+    int passed = 0, failed = 0;
     for (const test::Test& each : test::tests()) {
       test::running = std::string(each.name) + " (" + kernels->name + ")";
       test::failures_of_test = 0;
@@ -264,7 +265,8 @@ int main() {
       }
       (test::failures_of_test ? failed : passed)++;
     }
+    std::printf("%s: %d passed, %d failed\n", kernels->name, passed, failed);
+    all_failed += failed;
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed ? 1 : 0;
+  return all_failed ? 1 : 0;
 }

@@ -139,8 +139,9 @@ EFFNET_FAST_TEST(workers_round_as_the_caller_does) {
   CHECK(modes == std::vector<int>(3, FE_TOWARDZERO), "rounding modes");
 }
 
-// ThreadSanitizer lets no thread start after a fork of a process that has several.
-#if !defined(__SANITIZE_THREAD__)
+// ThreadSanitizer lets no thread start after a fork of a process that has several; qemu-user 7.2
+// fails an assertion of its own there.
+#if !defined(__SANITIZE_THREAD__) && !defined(EFFNET_FAST_EMULATED)
 EFFNET_FAST_TEST(forked_child_has_a_pool_of_its_own) {
   CHECK(count_of_a_team(3) == 3, "the parent, before");
   const pid_t child = fork();

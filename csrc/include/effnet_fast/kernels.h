@@ -55,7 +55,7 @@ struct SqueezeExcite {
 };
 
 struct Kernels {
-  const char* name;  // "scalar", "avx2", "avx512"
+  const char* name;  // "scalar", "neon", "avx2", "avx512"
   int lanes;
 
   // ---- packing: plain PyTorch layouts to the layout that this table's kernels read --------------
