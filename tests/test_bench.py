@@ -23,6 +23,7 @@ from effnet_fast.bench import (
     gpu_models,
     harness,
     peers,
+    stock,
 )
 from effnet_fast.bench.harness import Budget, Outcome, Results, Times, compare, interleaved
 from effnet_fast.cli import main
@@ -222,7 +223,7 @@ def test_stock_steps_are_the_steps(lite0):
     """In float64, against the operators' references."""
     plan = lite0.plan
     for step in {step.operator: step for step in plan.steps}.values():
-        step = gpu_layers._widened(step)
+        step = stock.widened(step)
         values = {
             name: torch.randn(2, *plan.sizes[plan.network.aliases.get(name, name)]).double()
             for name in step.reads()

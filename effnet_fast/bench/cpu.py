@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from ..files import whole_file
 from ..gpu.counts import table
 from ..plan import Plan, Step
 from ..verify import relative_error
+from . import cpu_operators
 from .coverage import build, models
 from .harness import Budget, Results, compare, environment, outcome_rows, outcome_table
 from .peers import CONTENDERS, COPIED, LIMITS, SGEMM, Case, Peer
+from .shapes import FOLDER, read
 
 # Of logits, relative L2, from the stock model in float64: ten times what reordered sums differ by
 # in a shallow network (1e-6 to 3e-6), and ten times what the stock model in float32 does where
@@ -49,10 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="default: 1")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument(
-        "--peers", default=",".join(CONTENDERS), metavar="NAME,...",
+        "--peers",
+        default=",".join(CONTENDERS),
+        metavar="NAME,...",
         help=f"what to compare (default: all of {', '.join(CONTENDERS)})",
-    )  # fmt: skip
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="to measure for (default: 20)")
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="the model's operators one by one, in one process beside PyTorch's",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=Path,
+        metavar="FILE",
+        help="of operators, a line each (default: what the package has of the model)",
+    )
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="of operators' lines")
     parser.add_argument("--output", type=Path, help="a JSON file, which rows are added to")
     parser.add_argument("--csv", type=Path, help="a file for the row as CSV, a contender a line")
 
@@ -93,12 +110,37 @@ def run(options: argparse.Namespace, root: Path | None = None) -> int:
         )
     allocator = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
     results = Results(options.output, {"environment": environment(root), "allocator": allocator})
+    if options.operators:
+        return _run_operators(options, key, results)
     size = (options.size, options.size) if options.size else native_size(build(*key))
     row = measure(*key, size, options.batch, options.threads, names, options.seconds)
     results.add(f"{options.model} {size[0]} b{options.batch} t{options.threads}", row)
     print("\n".join(describe(row)))
     if options.csv is not None:
         write_csv(options.csv, row)
+    return 0
+
+
+def _run_operators(options: argparse.Namespace, key: tuple[str, ...], results: Results) -> int:
+    shapes = [
+        shape
+        for shape in read(options.shapes or FOLDER / f"{key[-1]}.txt")
+        if fnmatchcase(str(shape), options.only)
+    ]
+    if not shapes:
+        raise ArgumentError(f"--only is {options.only!r}, and no operator's line is like that")
+    torch.set_num_threads(options.threads)
+    rates, rows = [cpu_operators.sgemm_gflops()], []
+    for shape in shapes:
+        seconds = options.seconds / len(shapes)
+        row = cpu_operators.measure(shape, options.batch, options.threads, seconds)
+        rows.append(row)
+        results.add(f"{shape} b{options.batch} t{options.threads}", row)
+    rates.append(cpu_operators.sgemm_gflops())
+    print(f"sgemm {rates[0]:.1f} GFLOP/s before, {rates[1]:.1f} after")
+    print("\n".join(cpu_operators.describe(rows, statistics.mean(rates))))
+    if options.csv is not None:
+        write_operators_csv(options.csv, rows)
     return 0
 
 
@@ -235,20 +277,36 @@ def operator_table(steps: Iterable[Mapping[str, Any]], batch: int) -> list[str]:
     return table(lines, indent=2)
 
 
+def write_operators_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A line for each operator and contender."""
+    lines = [
+        {key: row[key] for key in ("shape", "times", "batch", "threads", "macs", "bytes")}
+        | {"contender": name}
+        | (outcome["times"] or dict.fromkeys(("median", "p10", "p90", "samples")))
+        | {key: outcome[key] for key in ("error", "setup", "skipped")}
+        for row in rows
+        for name, outcome in row["outcomes"].items()
+    ]
+    _write_lines(path, lines)
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
 def write_csv(path: Path, row: Mapping[str, Any]) -> None:
     """A line for each contender."""
     head = {key: row[key] for key in ("model", "batch", "threads")} | {
         "height": row["size"][0], "width": row["size"][1], **row["limits"]
     }  # fmt: skip
-    text = io.StringIO()
-    writer = None
+    lines = []
     for name, outcome in row["outcomes"].items():
         times = outcome["times"] or dict.fromkeys(("median", "p10", "p90", "samples"))
         rest = {key: outcome[key] for key in ("error", "setup", "skipped")}
-        line = {**head, "contender": name, **times, **rest}
-        if writer is None:
-            writer = csv.DictWriter(text, list(line))
-            writer.writeheader()
-        writer.writerow(line)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())
+        lines.append({**head, "contender": name, **times, **rest})
+    _write_lines(path, lines)

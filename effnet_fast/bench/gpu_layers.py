@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ import torch
 from ..engine.gpu import GpuEngine, Home
 from ..engine.gpu_tasks import Choice, Option, Spec, Weights
 from ..gpu.tensor import DeviceTensor
-from ..plan import Step
 from ..verify import FLOORS, relative_error
 from .gpu_models import ERROR_RATIO, SECONDS, Place
 from .harness import Budget, Run, compare, outcome_rows
-from .stock import stock_steps
+from .stock import stock_steps, widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +147,7 @@ class LayerBench:
     def exact(self) -> tuple[torch.Tensor, ...]:
         """What the steps make, in float64."""
         values = {n: x.double() for n, x in self.values(torch.contiguous_format).items()}
-        return stock_steps([_widened(step) for step in self.steps])(values)
+        return stock_steps([widened(step) for step in self.steps])(values)
 
     def error(self, result: Any) -> float:
         """The largest of the outputs', of an option or of PyTorch."""
@@ -173,20 +171,6 @@ def _named(options: Sequence[Option]) -> Iterator[tuple[str, Option]]:
         name = f"{option.name.partition(' (')[0]} ({', '.join(languages)})"
         seen[name] = seen.get(name, 0) + 1
         yield name + (f" #{seen[name]}" if seen[name] > 1 else ""), option
-
-
-def _widened(step: Step) -> Step:
-    """A step with its weights in float64."""
-
-    def wide(node: Any) -> Any:
-        changes = {
-            field.name: value.double()
-            for field in dataclasses.fields(node)
-            if isinstance(value := getattr(node, field.name), torch.Tensor)
-        }
-        return dataclasses.replace(node, **changes)
-
-    return dataclasses.replace(step, nodes=tuple(map(wide, step.nodes)))
 
 
 def _replayed(run: Run) -> Run:

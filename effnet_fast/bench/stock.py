@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,20 @@ def stock_steps(steps: Sequence[Step]) -> Callable[[Values], tuple[torch.Tensor,
         return tuple(known[name] for name in steps[-1].makes())
 
     return run
+
+
+def widened(step: Step) -> Step:
+    """A step with its weights in float64."""
+
+    def wide(node: Any) -> Any:
+        changes = {
+            field.name: value.double()
+            for field in dataclasses.fields(node)
+            if isinstance(value := getattr(node, field.name), torch.Tensor)
+        }
+        return dataclasses.replace(node, **changes)
+
+    return dataclasses.replace(step, nodes=tuple(map(wide, step.nodes)))
 
 
 def _node(node: Node, step: Step, values: Values) -> dict[str, torch.Tensor]:
