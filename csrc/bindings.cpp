@@ -174,7 +174,8 @@ void bind_program(py::module_& m) {
       .def("expand_depthwise", &Program::expand_depthwise, "expand"_a, "dw"_a, "x"_a, "y"_a,
            "sums"_a)
       .def("fused_mbconv", &Program::fused_mbconv, "conv"_a, "window"_a, "project"_a, "x"_a,
-           "residual"_a, "y"_a, "`project` is a Conv or None.")
+           "residual"_a, "y"_a, "winograd"_a = false,
+           "`project` is a Conv or None; with `winograd` conv's weight is G g G', of 4 x 4.")
       .def("classifier", &Program::classifier, "conv"_a, "x"_a, "y"_a)
       .def("steps", &Program::steps)
       .def("workspace_bytes", &Program::workspace_bytes, "threads"_a)

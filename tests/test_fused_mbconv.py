@@ -12,6 +12,9 @@ from tolerances import ACTIVATIONS, add, assert_parity, conv, rounded
 from effnet_fast import ops
 from effnet_fast.errors import ArgumentError, DtypeError, ShapeError
 from effnet_fast.network import Window
+from effnet_fast.ops.packing import pack_winograd, takes_winograd
+from effnet_fast.ops.step import Step
+from effnet_fast.verify import relative_error
 
 FUSIONS = ["plain", "project", "residual", "project+residual"]
 
@@ -112,6 +115,77 @@ def test_any_shape(n, c, mid, cout, h, w, kernel, stride, dilation, padding, fus
     w = max(w, dilation[1] * (kernel[1] - 1) + 1 - left - right)
     window = Window(kernel, stride, dilation, padding)
     compare("cpu", torch.float32, Random()(n, c, h, w), mid, cout, window, "swish", fusion)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 2),
+    c=st.integers(16, 40),
+    mid=st.integers(16, 70),
+    cout=st.integers(1, 40),
+    h=st.integers(1, 20),
+    w=st.integers(1, 20),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    fusion=st.sampled_from(FUSIONS),
+    layout=st.sampled_from(list(LAYOUTS)),
+)
+def test_any_shape_by_winograd(n, c, mid, cout, h, w, padding, fusion, layout):
+    top, left, bottom, right = padding
+    if h + top + bottom < 3 or w + left + right < 3:
+        return
+    window = Window((3, 3), padding=padding)
+    weight = torch.empty(mid, c, 3, 3)
+    assert takes_winograd(weight, window)
+    compare(
+        "cpu", torch.float32, Random()(n, c, h, w), mid, cout, window, fusion=fusion, layout=layout
+    )
+
+
+def test_winograds_error_is_about_that_of_the_sums():
+    """Of 16 layers with 48 to 320 channels: at most twice the direct convolution's."""
+    errors = []
+    for channels in range(48, 321, 17):
+        r = Random(seed=channels)
+        x, weight = r(1, channels, 15, 15), r.weight(32, channels, 3, 3)
+        exact = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
+        by_winograd = ops.fused_mbconv(x, weight, None, padding=1)
+        # The second column of zeros makes the kernel too wide for it.
+        wide = torch.nn.functional.pad(weight, (0, 1))
+        direct = ops.fused_mbconv(x, wide, None, padding=(1, 1, 1, 2))
+        assert not takes_winograd(wide, Window((3, 4)))
+        errors.append([relative_error(y, exact) for y in (by_winograd, direct)])
+    mean = torch.tensor(errors).mean(0)
+    assert mean[0] < 2 * mean[1] and mean[0] < 5e-7
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Window((3, 3), (2, 2)), Window((3, 3), dilation=(1, 2)), Window((3, 5)), Window((1, 1))],
+)
+def test_what_winograd_cannot_do_is_refused(window):
+    weight = torch.empty(16, 16, *window.kernel)
+    assert not takes_winograd(weight, window)
+    step = Step()
+    x = Random()(1, 16, 9, 9)
+    packed = step.conv(torch.zeros(16, 16, 3, 3), None, "none", pack_winograd)
+    y = torch.empty(1, 16, *window.output_size(9, 9)).contiguous(memory_format=torch.channels_last)
+    none = step.map(None)
+    with pytest.raises(ValueError, match="winograd; accepted: a window of 3 x 3, stride and dil"):
+        step.program.fused_mbconv(
+            packed, step.window(window), None, step.map(x), none, step.map(y), True
+        )
+
+
+def test_an_infinite_pixel_spoils_its_window_alone():
+    x, weight = Random()(1, 16, 12, 12), Random().weight(16, 16, 3, 3)
+    expected = ops.fused_mbconv(x, weight, None, padding=1)
+    for row, column in ((5, 5), (6, 5), (0, 11)):
+        broken = x.clone()
+        broken[0, 3, row, column] = torch.inf
+        spoilt = ~(ops.fused_mbconv(broken, weight, None, padding=1) == expected).all(1)[0]
+        seen = torch.zeros(12, 12, dtype=torch.bool)
+        seen[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
+        assert torch.equal(spoilt, seen)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ Scratch expand_depthwise_scratch(const Conv& expand, const DepthwiseConv&, const
 void fused_mbconv(const Conv&, const Window&, const Conv* project, const Map& x,
                   const Map* residual, const Map& y, const Worker&);
 Scratch fused_mbconv_scratch(const Conv&, const Window&, const Conv* project, const Map& x);
+void winograd_mbconv(const Conv&, const Window&, const Conv* project, const Map& x,
+                     const Map* residual, const Map& y, const Worker&);
+Scratch winograd_mbconv_scratch(const Conv&, const Window&, const Conv* project, const Map& x);
 void activation(Act, const float* x, float* y, int64_t n);
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA

@@ -504,7 +504,7 @@ void Program::expand_depthwise(const Conv& expand, const DepthwiseConv& dw, Oper
 }
 
 void Program::fused_mbconv(const Conv& conv, const Window& window, const Conv* project, Operand x,
-                           Operand residual, Operand y) {
+                           Operand residual, Operand y, bool winograd) {
   Checks checks("fused_mbconv", arena_floats_);
   checks.conv("conv", conv);
   checks.window(window);
@@ -519,13 +519,20 @@ void Program::fused_mbconv(const Conv& conv, const Window& window, const Conv* p
   checks.read("residual", residual, cout, h, w);
   checks.present("y", y);
   checks.write("y", y, cout, h, w);
-  const Scratch scratch = kernels().fused_mbconv_scratch(conv, window, project, sizes(x));
+  if (winograd && (window.kh != 3 || window.kw != 3 || window.stride_h != 1 ||
+                   window.stride_w != 1 || window.dilation_h != 1 || window.dilation_w != 1)) {
+    refuse("fused_mbconv: winograd; accepted: a window of 3 x 3, stride and dilation 1");
+  }
+  const auto scratch_of =
+      winograd ? kernels().winograd_mbconv_scratch : kernels().fused_mbconv_scratch;
+  const auto kernel = winograd ? kernels().winograd_mbconv : kernels().fused_mbconv;
+  const Scratch scratch = scratch_of(conv, window, project, sizes(x));
   const std::optional<Conv> second = project ? std::optional<Conv>(*project) : std::nullopt;
   append(
       {"fused_mbconv", checks.take(), scratch, false, [=](const Frame& at, const Worker& worker) {
          const Map added = at.map(residual);
-         kernels().fused_mbconv(conv, window, second ? &*second : nullptr, at.map(x),
-                                residual ? &added : nullptr, at.map(y), worker);
+         kernel(conv, window, second ? &*second : nullptr, at.map(x), residual ? &added : nullptr,
+                at.map(y), worker);
        }});
 }
 

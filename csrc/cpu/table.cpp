@@ -27,6 +27,8 @@ const Kernels kTable = {
     expand_depthwise_scratch,
     fused_mbconv,
     fused_mbconv_scratch,
+    winograd_mbconv,
+    winograd_mbconv_scratch,
     activation,
 };
 

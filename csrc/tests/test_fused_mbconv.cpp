@@ -9,7 +9,23 @@ struct Case {
   Act act = Act::kSwish;
   bool bias = true, residual = false;
   GuardedMap::Cut cut = GuardedMap::kSlice;
+  bool winograd = false;
 };
+
+// G g G' of each 3 x 3 kernel, rounded once.
+std::vector<float> winograd_weight(const std::vector<float>& weight) {
+  constexpr double kG[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  std::vector<float> made;
+  for (size_t kernel = 0; kernel < weight.size(); kernel += 9) {
+    for (int place = 0; place < 16; ++place) {
+      double sum = 0.0;
+      for (int tap = 0; tap < 9; ++tap)
+        sum += kG[place / 4][tap / 3] * weight[kernel + tap] * kG[place % 4][tap % 3];
+      made.push_back(static_cast<float>(sum));
+    }
+  }
+  return made;
+}
 
 // Against the reference; with a projection bit for bit against the two convolutions apart; with 1,
 // 2 and 3 workers.
@@ -26,8 +42,13 @@ void check(const Kernels& kernels, const Case& c) {
   const std::vector<float> bias = random_floats(c.mid, 3, 1.0f);
   const std::vector<float> project_weight = random_floats(c.cout * c.mid, 4, 1.0f);
   const std::vector<float> project_bias = random_floats(c.cout, 5, 1.0f);
-  std::vector<float> packed(kernels.packed_conv_size(c.mid, c.cin, w.kh, w.kw));
-  kernels.pack_conv(weight.data(), c.mid, c.cin, w.kh, w.kw, packed.data());
+  const auto mbconv = c.winograd ? kernels.winograd_mbconv : kernels.fused_mbconv;
+  const auto mbconv_scratch =
+      c.winograd ? kernels.winograd_mbconv_scratch : kernels.fused_mbconv_scratch;
+  const int64_t kh = c.winograd ? 4 : w.kh, kw = c.winograd ? 4 : w.kw;
+  std::vector<float> packed(kernels.packed_conv_size(c.mid, c.cin, kh, kw));
+  kernels.pack_conv((c.winograd ? winograd_weight(weight) : weight).data(), c.mid, c.cin, kh, kw,
+                    packed.data());
   const Conv conv{c.cin, c.mid, packed.data(), c.bias ? bias.data() : nullptr, c.act};
   Reference expected =
       conv_reference(Reference(x), w, c.mid, false, weight.data(), conv.bias, c.act);
@@ -44,10 +65,9 @@ void check(const Kernels& kernels, const Case& c) {
                Act::kNone};
     const GuardedMap wide(expected.h, expected.w, c.mid, GuardedMap::kDense);
     const GuardedMap apart(expected.h, expected.w, c.cout, c.cut);
-    run_workers(1, kernels.fused_mbconv_scratch(conv, w, nullptr, x.map()),
-                [&](const Worker& worker) {
-                  kernels.fused_mbconv(conv, w, nullptr, x.map(), nullptr, wide.map(), worker);
-                });
+    run_workers(1, mbconv_scratch(conv, w, nullptr, x.map()), [&](const Worker& worker) {
+      mbconv(conv, w, nullptr, x.map(), nullptr, wide.map(), worker);
+    });
     run_workers(1, kernels.pointwise_conv_scratch(project, wide.map(), false, false),
                 [&](const Worker& worker) {
                   kernels.pointwise_conv(project, wide.map(), nullptr, to_add, &apart.map(),
@@ -62,10 +82,9 @@ void check(const Kernels& kernels, const Case& c) {
   const Conv* second = c.cout ? &project : nullptr;
   for (int count = 1; count <= 3; ++count) {
     const GuardedMap y(expected.h, expected.w, channels, c.cut);
-    run_workers(count, kernels.fused_mbconv_scratch(conv, w, second, x.map()),
-                [&](const Worker& worker) {
-                  kernels.fused_mbconv(conv, w, second, x.map(), to_add, y.map(), worker);
-                });
+    run_workers(count, mbconv_scratch(conv, w, second, x.map()), [&](const Worker& worker) {
+      mbconv(conv, w, second, x.map(), to_add, y.map(), worker);
+    });
     CHECK(y.surroundings_untouched(), what);
     if (count == 1) CHECK_CLOSE(y.values(), expected, what);
     if (first.empty()) first = y.values();
@@ -107,6 +126,28 @@ EFFNET_FAST_TEST(fused_mbconv_large) {
 
 EFFNET_FAST_TEST(fused_mbconv_every_act) {
   for (const Act act : kEveryAct) check(kernels, {5, 5, 3, 19, 6, window(3, 1, 1, 1), act});
+}
+
+// Tiles of 2 x 2 that the map ends in, several blocks of them, channels that fill no vector.
+EFFNET_FAST_TEST(winograd_mbconv) {
+  const auto with = [&](int64_t h, int64_t w, int64_t cin, int64_t mid, int64_t cout, Window window,
+                        Act act = Act::kSwish, bool residual = false,
+                        GuardedMap::Cut cut = GuardedMap::kSlice) {
+    check(kernels, {h, w, cin, mid, cout, window, act, !residual, residual, cut, true});
+  };
+  for (int64_t c = 1; c <= 17; ++c) {
+    with(4, 5, c, 18 - c, 0, window(3, 1, 1, 1), Act::kSwish, true);
+    with(5, 4, c, 2 * c, c, window(3, 1, 1, 1), Act::kSwish, true);
+  }
+  for (const int64_t size : {1, 2, 3, 7}) {
+    with(size, size + 1, 16, 33, 5, window(3, 1, 1, 1));
+    with(size, size + 3, 16, 24, 0, window(3, 1, 2, 0));
+    if (size >= 3) with(size, size, 16, 12, 0, window(3, 1, 0, 0), Act::kRelu6, true);
+  }
+  with(17, 31, 24, 96, 48, window(3, 1, 1, 1), Act::kSwish, true, GuardedMap::kDense);
+  with(3, 60, 160, 70, 24, window(3, 1, 1, 1));
+  with(2, 2, 16, 16, 0, {3, 3, 1, 1, 1, 1, 4, 3, 2, 5});
+  for (const Act act : kEveryAct) with(5, 5, 16, 19, 6, window(3, 1, 1, 1), act);
 }
 
 // A 1 x 1 window is a pointwise convolution.

@@ -46,14 +46,16 @@ class OperatorBench:
             network, size = self.plan.network, self.plan.size
             plan = make_plan(network, size, apart, self.plan.sizes)
             found[f"{OURS}, apart"] = lambda: self.native(plan)
+        if PackedWeights().is_winograd(step.nodes[0]):
+            found[f"{OURS}, direct"] = lambda: self.native(self.plan, winograd=False)
         for layout in (torch.contiguous_format, torch.channels_last):
             name = "eager" if layout == torch.contiguous_format else "channels_last"
             found[name] = lambda layout=layout: self.stock(layout)
         return found
 
-    def native(self, plan: Plan) -> Callable[[], torch.Tensor]:
+    def native(self, plan: Plan, winograd: bool = True) -> Callable[[], torch.Tensor]:
         """A plan of one stage, bound to its operands."""
-        weights = PackedWeights()
+        weights = PackedWeights(winograd)
         for node in plan.network.nodes:
             weights.take(node)
         (stage,) = plan.stages

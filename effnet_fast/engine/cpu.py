@@ -170,6 +170,7 @@ def append(weights: PackedWeights, program: Any, step: Step, operand: Any) -> No
             operand(first.x),
             operand(node.residual),
             operand(node.name),
+            weights.is_winograd(first),
         )
     else:
         program.classifier(weights.conv(node), operand(node.x), operand(node.name))

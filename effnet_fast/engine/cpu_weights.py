@@ -9,26 +9,36 @@ from typing import Any
 
 import torch
 
-from ..network import Act, Node, Segment, Window
+from ..network import Act, DenseConv, DepthwiseConv, Node, Segment, SqueezeExcite, Window
 from ..ops.extension import extension
-from ..ops.packing import ALIGNMENT, pack_conv, pack_depthwise, pack_plain, pack_transposed
+from ..ops.packing import (
+    ALIGNMENT,
+    Pack,
+    pack_conv,
+    pack_depthwise,
+    pack_plain,
+    pack_transposed,
+    pack_winograd,
+    takes_winograd,
+)
 
 # Of 2 MB, where the system gives them: the 21 MB of B0 are 5,000 small pages, more than a TLB
 # knows, and its steps take 3 % longer.
 _HUGE = 2 << 20
 _CHUNK = 32 << 20  # mapped at a time; what is not written takes no memory
 
-_PACKS = {
-    "DepthwiseConv": {"weight": pack_depthwise},
-    "SqueezeExcite": {"w1": pack_plain, "w2": pack_transposed},
-}
-
 
 class PackedWeights:
-    """What the kernels multiply with and add, packed once for all image sizes."""
+    """What the kernels multiply with and add, packed once for all image sizes.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    winograd : whether 3 x 3 convolutions that can be are made by Winograd's algorithm.
+    """
+
+    def __init__(self, winograd: bool = True) -> None:
         self.bytes = 0
+        self._winograd = winograd
         self._packed: dict[tuple[str, str], torch.Tensor] = {}
         self._chunk = torch.empty(0)  # the rest of the last mapping
 
@@ -36,7 +46,7 @@ class PackedWeights:
         """The node with tensors on the meta device: their values are packed here, and only here."""
         if isinstance(node, Segment):
             return node
-        packs = _PACKS.get(type(node).__name__, {"weight": pack_conv})
+        packs = self._packs(node)
         changes = {}
         for field in dataclasses.fields(node):
             tensor = getattr(node, field.name)
@@ -46,6 +56,22 @@ class PackedWeights:
                 self.bytes += packed.nbytes
                 changes[field.name] = torch.empty_like(tensor, device="meta")
         return dataclasses.replace(node, **changes)
+
+    def _packs(self, node: Node) -> dict[str, Pack]:
+        """By field, those that are not plain."""
+        if isinstance(node, SqueezeExcite):
+            return {"w2": pack_transposed}
+        if isinstance(node, DepthwiseConv):
+            return {"weight": pack_depthwise}
+        return {"weight": pack_winograd if self.is_winograd(node) else pack_conv}
+
+    def is_winograd(self, node: Node) -> bool:
+        """Whether a node's weight is packed for Winograd's algorithm."""
+        return (
+            self._winograd
+            and isinstance(node, DenseConv)
+            and takes_winograd(node.weight, node.window)
+        )
 
     def _room(self, floats: int) -> torch.Tensor:
         """As :func:`effnet_fast.ops.packing.aligned`, after what was packed before."""

@@ -22,6 +22,7 @@ from effnet_fast.ops.checks import (
     window_of,
 )
 from effnet_fast.ops.gpu_step import GpuStep, host_side
+from effnet_fast.ops.packing import pack_conv, pack_winograd, takes_winograd
 from effnet_fast.ops.pointwise_conv import POINTWISE_CONV
 from effnet_fast.ops.references import empty_map, rounded_map, widened
 from effnet_fast.ops.registry import Operator
@@ -97,13 +98,15 @@ def cpu(a: Args) -> torch.Tensor:
     project = None
     if a.project_weight is not None:
         project = step.conv(a.project_weight, a.project_bias, a.project_act)
+    winograd = takes_winograd(a.weight, a.window)
     step.program.fused_mbconv(
-        step.conv(a.weight, a.bias, a.act),
+        step.conv(a.weight, a.bias, a.act, pack_winograd if winograd else pack_conv),
         step.window(a.window),
         project,
         step.map(a.x),
         step.map(a.residual),
         step.map(y),
+        winograd,
     )
     step.run(a.x.shape[0])
     return y

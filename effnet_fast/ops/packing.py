@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from effnet_fast.network import Window
 from effnet_fast.ops.extension import extension
 
 # Room for B7 (265 MB) and another; the least recently used go first.
@@ -23,6 +24,7 @@ CACHE_BYTES = 512 << 20
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 Room = Callable[[int], torch.Tensor]
+Pack = Callable[[torch.Tensor, Room], torch.Tensor]
 
 
 def aligned(floats: int) -> torch.Tensor:
@@ -54,6 +56,24 @@ def pack_conv(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
     packed = room(native.packed_conv_size(cout, cin, kh, kw))
     native.pack_conv(source.data_ptr(), cout, cin, kh, kw, packed.data_ptr())
     return packed
+
+
+# Fewer channels than this and the transforms take what the products save: measured from 16 on.
+WINOGRAD_CHANNELS = 16
+
+
+def takes_winograd(weight: torch.Tensor, window: Window) -> bool:
+    """Whether a dense convolution (O, I, kh, kw) is made by Winograd's F(2 x 2, 3 x 3)."""
+    return (
+        (window.kernel, window.stride, window.dilation) == ((3, 3), (1, 1), (1, 1))
+        and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
+    )  # fmt: skip
+
+
+def pack_winograd(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:
+    """As :func:`pack_conv`, of G g G' (4 x 4), made in float64 of a weight (O, I, 3, 3)."""
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    return pack_conv((g @ weight.detach().double() @ g.t()).float(), room)
 
 
 def pack_depthwise(weight: torch.Tensor, room: Room = aligned) -> torch.Tensor:

@@ -59,10 +59,12 @@ class Step:
         n, c = x.shape
         return self._operand(x, (n, c, 1, 1), (c, 1, c, c))
 
-    def conv(self, weight: torch.Tensor, bias: torch.Tensor | None, act: str) -> Any:
+    def conv(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, act: str, pack: Any = pack_conv
+    ) -> Any:
         """Constants of a dense convolution, weight (O, I, kh, kw) or (O, I)."""
         cout, cin = weight.shape[:2]
-        packed = self._keep(CACHE.get(weight, pack_conv))
+        packed = self._keep(CACHE.get(weight, pack))
         return self.native.Conv(cin, cout, packed, self._bias(bias), int(ACTS[act]))
 
     def depthwise(

@@ -52,8 +52,9 @@ class Program {
   void squeeze_excite(const SqueezeExcite&, Operand sums, int64_t pixels, Operand gate);
   void expand_depthwise(const Conv& expand, const DepthwiseConv&, Operand x, Operand y,
                         Operand sums);
+  // With `winograd`, conv's weight is packed for Kernels::winograd_mbconv.
   void fused_mbconv(const Conv&, const Window&, const Conv* project, Operand x, Operand residual,
-                    Operand y);
+                    Operand y, bool winograd = false);
   // y[n][cout] = act(W x[n] + b) over the whole batch; x and y must be tensors of the call.
   void classifier(const Conv&, Operand x, Operand y);
 
