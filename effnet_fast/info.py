@@ -39,7 +39,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "cores": os.cpu_count(),
             "usable_cores": len(os.sched_getaffinity(0)),
         },
@@ -134,7 +134,8 @@ def _here(backend: dict[str, Any]) -> str:
     return "runs here" + (f": {backend['on']}" if "on" in backend else "")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """As the system names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:

@@ -252,13 +252,22 @@ class Fused(nn.Module):
         with self._lock:
             entry = self._plans.get(size)
             if entry is None:
-                plan = make_plan(self.network, size)
+                plan = self._plan(size)
                 entry = plan, self._made(plan)
                 self._plans[size] = entry
                 if len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(size)
             return entry
+
+    def _plan(self, size: tuple[int, int]) -> Plan:
+        from .engine import cpu_measure
+
+        plan = make_plan(self.network, size)
+        if self.backend != "cpu" or not cpu_measure.is_on():
+            return plan
+        names = cpu_measure.apart(plan, self.packed, torch.get_num_threads())
+        return make_plan(self.network, size, names) if names else plan
 
     def _made(self, plan: Plan) -> Engine | None:
         if self.backend == "cpu":

@@ -16,7 +16,7 @@ import torch
 
 from .arena import lifetimes, place
 from .errors import ShapeError
-from .graph import refs, run_calls
+from .graph import Ref, refs, run_calls
 from .network import (
     Activation,
     Classifier,
@@ -125,6 +125,18 @@ def make_plan(
     sizes, windows = _sizes(network, size, given or {})
     steps = _steps(network, sizes, windows, apart)
     return Plan(network, tuple(size), tuple(_stages(network, steps, sizes)), sizes)
+
+
+def alone(plan: Plan, step: Step, apart: Collection[str] = frozenset()) -> Plan:
+    """A plan of one step of another, by itself: what it reads are the inputs of its only stage."""
+    network, nodes = plan.network, step.nodes
+    resolve = network.aliases.get
+    x = resolve(nodes[0].x, nodes[0].x)
+    own = replace(
+        network, input=x, channels=plan.sizes[x][0], nodes=nodes,
+        outputs=tuple(Ref(name) for name in step.makes()), locked=None,
+    )  # fmt: skip
+    return make_plan(own, plan.sizes[x][1:], apart, plan.sizes)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------

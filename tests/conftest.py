@@ -9,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 # Test processes run side by side: more threads than cores spin while others wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Plans are the same whatever else the machine does meanwhile.
+os.environ.setdefault("EFFNET_FAST_TUNE", "0")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, cache
 from ..errors import GpuError
-from ..gpu import cache
 from ..gpu.device import Event
 from ..plan import Step
 from .gpu_tasks import Option, Spec, Weights

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from effnet_fast import cache
 from effnet_fast.errors import ArgumentError, BackendError, CompileError
-from effnet_fast.gpu import cache
 from effnet_fast.gpu.compiled import CompiledKernel
 from effnet_fast.gpu.ptx_text import read_ptx
 from effnet_fast.gpu.resources import check_capability, resources_of

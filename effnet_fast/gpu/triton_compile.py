@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from effnet_fast import cache
 from effnet_fast.errors import ArgumentError, BackendError, CompileError
-from effnet_fast.gpu import cache
 from effnet_fast.gpu.compiled import Argument, CompiledKernel, Scratch, encode_arguments
 from effnet_fast.gpu.ptx_text import Parameter
 from effnet_fast.gpu.resources import MAX_REGISTERS, WARP, check_capability, resources_of

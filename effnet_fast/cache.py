@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, so that each is compiled once: bounded, atomic, checked when read."""
+"""Compiled kernels and measured times on disk, made once: bounded, atomic, checked when read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(key: str) -> dict[str, Any] | None:
         return None
     checksum, _, text = data.partition(b"\n")
     if hashlib.sha256(key.encode() + text).hexdigest().encode() != checksum:
-        _log.warning("%s is damaged: compiling again", path)
+        _log.warning("%s is damaged: made again", path)
         _remove(path)
         return None
     with contextlib.suppress(OSError):
