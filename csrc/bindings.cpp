@@ -227,6 +227,15 @@ PYBIND11_MODULE(_C, m) {
         activation(static_cast<Act>(act), at(x), at(y), n, threads);
       },
       "act"_a, "x"_a, "y"_a, "n"_a, "threads"_a, "y[i] = act(x[i]) for n floats; x may be y.");
+  m.def(
+      "prefetch",
+      [](Address addresses, int64_t count) {
+        const auto* lines = reinterpret_cast<const Address*>(addresses);
+        for (int64_t i = 0; i < count; ++i)
+          __builtin_prefetch(reinterpret_cast<const void*>(lines[i]));
+      },
+      "addresses"_a, "count"_a,
+      "Ask for so many lines of the cache, at addresses that need not be valid.");
   bind_packing(m);
   bind_constants(m);
   bind_program(m);

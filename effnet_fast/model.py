@@ -22,6 +22,7 @@ from .engine.cpu import CpuEngine, as_rank
 from .engine.cpu_weights import PackedWeights
 from .errors import (
     ArgumentError,
+    BackendError,
     DeviceError,
     DtypeError,
     InferenceOnlyError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # the GPU engine needs the compiled part, which a model can b
 _log = logging.getLogger(__name__)
 
 _PLANS_KEPT = 16  # image sizes per model; a plan is some 100 KB, its weights are shared
+_LINE = 64  # bytes of a line of a cache
 _CHECKSUM_SAMPLES = 64  # elements of an inference tensor that its checksum reads
 
 
@@ -76,6 +78,28 @@ class WatchedTensors:
             t for t, unversioned in zip(self._tensors, inference, strict=True) if unversioned
         ]
         self._state = self._read()
+        self._lines = self._addresses()
+
+    def _addresses(self) -> torch.Tensor | None:
+        """Of the lines of memory that a look at the tensors reads first, as far as they are known.
+
+        A network that has run left none of them in a cache, and one miss after another is what
+        `check` takes: 0.5 ms of B0's 11, and 0.35 where these were asked for at once.
+        """
+        try:
+            extension()
+        except BackendError:
+            return None
+        objects = [(id(o), 48) for o in (*self._tables, *self._keys, *self._tensors)]
+        for tensor in self._tensors:
+            objects.append((getattr(tensor, "_cdata", 0), 192))  # of a c10::TensorImpl
+            objects.append((getattr(tensor.untyped_storage(), "_cdata", 0), 64))
+        starts = {
+            line
+            for address, size in objects
+            for line in range(address & -_LINE, address + size, _LINE)
+        }
+        return torch.tensor(sorted(starts), dtype=torch.int64)
 
     def _read(self) -> tuple[Any, ...]:
         return (
@@ -87,6 +111,8 @@ class WatchedTensors:
 
     def check(self) -> None:
         """Raise `StaleWeightsError` when a tensor is not what it was."""
+        if self._lines is not None:
+            extension().prefetch(self._lines.data_ptr(), self._lines.numel())
         try:
             if self._read() == self._state:
                 return

@@ -117,8 +117,9 @@ class NativeStage:
         made = {}
         for name in self.made:
             c, h, w = self.sizes[name]
-            y = torch.empty((batch, h, w, c))
-            made[name] = y.permute(0, 3, 1, 2) if (h, w) != (1, 1) else y.view(batch, c)
+            is_vector = (h, w) == (1, 1)
+            y = torch.empty((batch, c) if is_vector else (batch, h, w, c))
+            made[name] = y if is_vector else y.permute(0, 3, 1, 2)
             tensors.append((y.data_ptr(), batch, c, h, w, h * w * c, 1, w * c, c))
         return tensors, made, alive
 
