@@ -52,6 +52,8 @@ class Program {
   void squeeze_excite(const SqueezeExcite&, Operand sums, int64_t pixels, Operand gate);
   void expand_depthwise(const Conv& expand, const DepthwiseConv&, Operand x, Operand y,
                         Operand sums);
+  void stem_depthwise(const Conv& stem, const Window& stem_window, const DepthwiseConv&, Operand x,
+                      Operand y, Operand sums);
   void fused_mbconv(const Conv&, const Window&, const Conv* project, Operand x, Operand residual,
                     Operand y);
   // y[n][cout] = act(W x[n] + b) over the whole batch; x and y must be tensors of the call.
