@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .engine import reference
-from .engine.cpu import CpuEngine, as_rank
+from .engine.cpu import JOINS, CpuEngine, as_rank
 from .engine.cpu_weights import PackedWeights
 from .errors import (
     ArgumentError,
@@ -201,7 +201,7 @@ class Fused(nn.Module):
     def _traced(self, x: torch.Tensor) -> list[Any]:
         if torch.compiler.is_exporting():
             # Operators with their weights: a graph that stands for itself and can be saved.
-            plan = make_plan(self._recognised(), tuple(x.shape[-2:]))
+            plan = self._plan_of(self._recognised(), tuple(x.shape[-2:]))
             impl = "reference" if self.backend in ("reference", "ptx") else "auto"
             return self._outputs(reference.run(plan, x, impl))
         tensors = iter(torch.ops.effnet_fast.run_network(x, self._handle))
@@ -252,13 +252,16 @@ class Fused(nn.Module):
         with self._lock:
             entry = self._plans.get(size)
             if entry is None:
-                plan = make_plan(self.network, size)
+                plan = self._plan_of(self.network, size)
                 entry = plan, self._made(plan)
                 self._plans[size] = entry
                 if len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(size)
             return entry
+
+    def _plan_of(self, network: Network, size: tuple[int, int]) -> Plan:
+        return make_plan(network, size, joins=JOINS if self.backend == "cpu" else ())
 
     def _made(self, plan: Plan) -> Engine | None:
         if self.backend == "cpu":
