@@ -173,6 +173,8 @@ void bind_program(py::module_& m) {
       .def("squeeze_excite", &Program::squeeze_excite, "se"_a, "sums"_a, "pixels"_a, "gate"_a)
       .def("expand_depthwise", &Program::expand_depthwise, "expand"_a, "dw"_a, "x"_a, "y"_a,
            "sums"_a)
+      .def("stem_depthwise", &Program::stem_depthwise, "stem"_a, "stem_window"_a, "dw"_a, "x"_a,
+           "y"_a, "sums"_a)
       .def("fused_mbconv", &Program::fused_mbconv, "conv"_a, "window"_a, "project"_a, "x"_a,
            "residual"_a, "y"_a, "winograd"_a = false,
            "`project` is a Conv or None; with `winograd` conv's weight is G g G', of 4 x 4.")

@@ -9,7 +9,7 @@ import operator
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .engine import reference
-from .engine.cpu import CpuEngine, as_rank
+from .engine.cpu import JOINS, CpuEngine, as_rank
 from .engine.cpu_weights import PackedWeights
 from .errors import (
     ArgumentError,
@@ -227,7 +227,7 @@ class Fused(nn.Module):
     def _traced(self, x: torch.Tensor) -> list[Any]:
         if torch.compiler.is_exporting():
             # Operators with their weights: a graph that stands for itself and can be saved.
-            plan = make_plan(self._recognised(), tuple(x.shape[-2:]))
+            plan = self._plan_of(self._recognised(), tuple(x.shape[-2:]))
             impl = "reference" if self.backend in ("reference", "ptx") else "auto"
             return self._outputs(reference.run(plan, x, impl))
         tensors = iter(torch.ops.effnet_fast.run_network(x, self._handle))
@@ -289,11 +289,16 @@ class Fused(nn.Module):
     def _plan(self, size: tuple[int, int]) -> Plan:
         from .engine import cpu_measure
 
-        plan = make_plan(self.network, size)
+        plan = self._plan_of(self.network, size)
         if self.backend != "cpu" or not cpu_measure.is_on():
             return plan
-        names = cpu_measure.apart(plan, self.packed, torch.get_num_threads())
-        return make_plan(self.network, size, names) if names else plan
+        apart = cpu_measure.apart(plan, self.packed, torch.get_num_threads())
+        return self._plan_of(self.network, size, apart) if apart else plan
+
+    def _plan_of(
+        self, network: Network, size: tuple[int, int], apart: Collection[str] = frozenset()
+    ) -> Plan:
+        return make_plan(network, size, apart, joins=JOINS if self.backend == "cpu" else ())
 
     def _made(self, plan: Plan) -> Engine | None:
         if self.backend == "cpu":

@@ -43,12 +43,14 @@ class Step:
     """One operator call: a node, or two that one operator does in a pass.
 
     ``window`` has its padding resolved for this plan's size; it is None for operators without one.
+    Of stem_depthwise it is the depthwise convolution's, and ``stem`` that of the one before.
     """
 
     operator: str
     nodes: tuple[Node, ...]
     window: Window | None = None
     pixels: int = 0  # squeeze_excite: of the map that was summed
+    stem: Window | None = None
 
     def reads(self) -> tuple[str, ...]:
         inner = {name for node in self.nodes[:-1] for name in makes(node)}
@@ -99,6 +101,7 @@ def make_plan(
     size: tuple[int, int],
     apart: Collection[str] = frozenset(),
     given: Mapping[str, Size] | None = None,
+    joins: Collection[str] = frozenset(),
 ) -> Plan:
     """Plan a network for images of ``size`` (H, W).
 
@@ -109,6 +112,8 @@ def make_plan(
     apart : names of values that are made by a step of their own, even where the operator that reads
         them could make them in its own pass.
     given : sizes of values that the network reads besides its input: of a part of one.
+    joins : operators of two nodes that the engine has besides those that every one has:
+        "stem_depthwise".
 
     Raises
     ------
@@ -123,7 +128,7 @@ def make_plan(
             "image size in a way that only holds there"
         )
     sizes, windows = _sizes(network, size, given or {})
-    steps = _steps(network, sizes, windows, apart)
+    steps = _steps(network, sizes, windows, apart, joins)
     return Plan(network, tuple(size), tuple(_stages(network, steps, sizes)), sizes)
 
 
@@ -136,7 +141,7 @@ def alone(plan: Plan, step: Step, apart: Collection[str] = frozenset()) -> Plan:
         network, input=x, channels=plan.sizes[x][0], nodes=nodes,
         outputs=tuple(Ref(name) for name in step.makes()), locked=None,
     )  # fmt: skip
-    return make_plan(own, plan.sizes[x][1:], apart, plan.sizes)
+    return make_plan(own, plan.sizes[x][1:], apart, plan.sizes, (step.operator,))
 
 
 # ---- sizes ---------------------------------------------------------------------------------------
@@ -221,6 +226,7 @@ def _steps(
     sizes: Mapping[str, Size],
     windows: Mapping[str, Window],
     apart: Collection[str],
+    joins: Collection[str],
 ) -> list[Step]:
     readers = _readers(network)
     steps: list[Step] = []
@@ -228,9 +234,11 @@ def _steps(
     for node in network.nodes:
         first = held.pop(getattr(node, "x", ""), None)
         nodes = (node,) if first is None else (first, node)
-        window = next((windows[n.name] for n in nodes if n.name in windows), None)
-        if node.name not in apart and _joins_reader(node, readers):
+        window = next((windows[n.name] for n in reversed(nodes) if n.name in windows), None)
+        if node.name not in apart and _joins_reader(node, readers, joins):
             held[node.name] = node
+        elif isinstance(first, StemConv):
+            steps.append(Step("stem_depthwise", nodes, window, stem=windows[first.name]))
         elif isinstance(node, DepthwiseConv):
             steps.append(
                 Step("depthwise_conv" if first is None else "expand_depthwise", nodes, window)
@@ -265,12 +273,18 @@ def _readers(network: Network) -> dict[str, list[Node | None]]:
     return readers
 
 
-def _joins_reader(node: Node, readers: Mapping[str, list[Node | None]]) -> bool:
+def _joins_reader(
+    node: Node, readers: Mapping[str, list[Node | None]], joins: Collection[str]
+) -> bool:
     """Whether a node's map never needs to exist: its only reader does the node in its own pass."""
-    if not isinstance(node, PointwiseConv | DenseConv) or node.residual is not None:
+    if not isinstance(node, StemConv | PointwiseConv | DenseConv):
         return False
     reader = readers.get(node.name, ())
     if len(reader) != 1 or getattr(reader[0], "x", None) != node.name:
+        return False
+    if isinstance(node, StemConv):
+        return isinstance(reader[0], DepthwiseConv) and "stem_depthwise" in joins
+    if node.residual is not None:
         return False
     if isinstance(node, PointwiseConv):
         return isinstance(reader[0], DepthwiseConv) and node.gate is None and not node.pool

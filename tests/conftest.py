@@ -9,8 +9,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 # Test processes run side by side: more threads than cores spin while others wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Plans are the same whatever else the machine does meanwhile.
-os.environ.setdefault("EFFNET_FAST_TUNE", "0")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,6 +16,16 @@ def kernel_cache(tmp_path_factory):
     """The session's own: GPU kernels are compiled once, and the user's cache is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFNET_FAST_CACHE", str(tmp_path_factory.mktemp("kernel_cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cpu_plans_do_not_depend_on_the_machine():
+    """Nor take the time to measure."""
+    from effnet_fast.engine import cpu_measure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_measure, "is_on", lambda: False)
         yield
 
 

@@ -66,6 +66,22 @@ class MBConv(nn.Module):
         return y + x if self.skip else y
 
 
+class Unexpanded(nn.Module):
+    """A stem and a first block without expansion, whose residual reads the stem, too, if wanted."""
+
+    def __init__(self, is_read_twice: bool = False):
+        super().__init__()
+        self.stem = conv_norm_act(3, 8, 3, 2, same=True)
+        self.depthwise = conv_norm_act(8, 8, 5, groups=8)
+        self.se, self.project = SqueezeExcite(8, 2), conv_norm_act(8, 8, act=None)
+        self.is_read_twice = is_read_twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.project(self.se(self.depthwise(x)))
+        return x + y if self.is_read_twice else y
+
+
 class Tiny(nn.Module):
     """An EfficientNet in small: stem, fused block, two MBConv (one with a residual), head,
     classifier."""

@@ -144,6 +144,18 @@ def _expand_depthwise(r: Random) -> list[tuple[Any, ...]]:
     ]
 
 
+def _stem_depthwise(r: Random) -> list[tuple[Any, ...]]:
+    stem, window = r.weight(6, 3, 3, 3), ([1, 2], [1, 1, 1, 1], [1, 1])
+    same = ([2, 2], [0, 0, 1, 1])
+    return [
+        (r(2, 3, 9, 8), stem, r(6), *same, "swish", r.weight(6, 1, 3, 3), r(6), *window, "swish"),
+        (
+            LAYOUTS["nhwc_slice"](r(2, 3, 7, 5)), stem, None, *same, "none",
+            r.weight(6, 1, 2, 3), None, *window, "relu6",
+        ),
+    ]  # fmt: skip
+
+
 def _fused_mbconv(r: Random) -> list[tuple[Any, ...]]:
     x, window = r(2, 4, 5, 6), ([1, 1], [1, 1, 1, 1], [1, 1])
     conv = (r.weight(8, 4, 3, 3), r(8), *window, "swish")
@@ -200,5 +212,7 @@ SAMPLES: dict[str, Callable[[Random], list[tuple[Any, ...]]]] = {
     "run_network": _run_network,
     "squeeze_excite": _squeeze_excite,
     "stem_conv": _stem,
+    "stem_depthwise": _stem_depthwise,
+    "stem_depthwise_sums": _stem_depthwise,
     "swish": _swish,
 }

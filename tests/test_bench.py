@@ -23,6 +23,7 @@ from effnet_fast.bench import (
     gpu_models,
     harness,
     peers,
+    shapes,
     stock,
 )
 from effnet_fast.bench.harness import Budget, Outcome, Results, Times, compare, interleaved
@@ -232,6 +233,39 @@ def test_stock_steps_are_the_steps(lite0):
         reference.run_step(step, values, "reference")
         for name, found in zip(step.makes(), y, strict=True):
             torch.testing.assert_close(found.reshape(values[name].shape), values[name])
+
+
+STEM_DEPTHWISE = (
+    "stem_depthwise x=3x23x17 mid=8 mid_act=swish stem_k=3x3 stem_s=2x2 stem_p=1,1,1,1 "
+    "k=5x3 s=2x1 d=1x2 p=2,2,2,2 act=relu6 sums"
+)
+
+
+def test_a_shape_is_that_of_the_step_that_it_makes():
+    lines = (shapes.FOLDER / "efficientnet_b0.txt").read_text().splitlines()[1:]
+    texts = {line.split(" ", 2)[1]: line for line in lines}  # one of each operator
+    assert "stem_depthwise" in texts
+    for line in (*texts.values(), f"2 {STEM_DEPTHWISE}"):
+        shape = shapes.Shape.parse(line)
+        assert line == f"{shape.times} {shape}"
+        (made,) = shapes.shapes_of(shape.plan())
+        assert str(made) == str(shape)
+
+
+def test_a_stem_and_its_depthwise_convolution_in_stock_layers():
+    """In float64, against the operator's reference; each has its own window."""
+    plan = shapes.Shape.parse(f"1 {STEM_DEPTHWISE}").plan()
+    step = gpu_layers._widened(next(plan.steps))
+    values = {"x": torch.randn(2, 3, 23, 17).double()}
+    y = gpu_layers.stock_steps([step])(values)
+    reference.run_step(step, values, "reference")
+    for name, found in zip(step.makes(), y, strict=True):
+        torch.testing.assert_close(found, values[name])
+    between, behind = 12 * 9, 6 * 9
+    assert cpu.costs(plan, step) == {
+        "macs": 27 * 8 * between + 15 * 8 * behind,
+        "bytes": 4 * (3 * 23 * 17 + 8 * behind + 8 + 27 * 8 + 15 * 8),
+    }
 
 
 def test_layers_of_a_kind_are_measured_once(lite0):

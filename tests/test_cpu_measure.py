@@ -8,9 +8,12 @@ from effnet_fast import optimize
 from effnet_fast.engine import cpu_measure
 
 
+is_on = cpu_measure.is_on  # which conftest.py puts aside
+
+
 @pytest.fixture(autouse=True)
 def tuned(monkeypatch, tmp_path):
-    monkeypatch.setenv("EFFNET_FAST_TUNE", "1")
+    monkeypatch.setattr(cpu_measure, "is_on", is_on)
     monkeypatch.setenv("EFFNET_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(cpu_measure, "_known", {})
 

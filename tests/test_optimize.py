@@ -13,13 +13,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from networks import Tiny, calibrated, images, tiny
+from networks import Tiny, Unexpanded, calibrated, images, tiny
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrize
 
 import effnet_fast
 from effnet_fast import errors
+from effnet_fast.engine import reference
+from effnet_fast.plan import make_plan
 from effnet_fast.verify import FLOORS, Tally
 
 
@@ -69,6 +71,22 @@ def test_an_image_does_not_depend_on_its_batch_or_on_threads(fast):
         torch.set_num_threads(threads)
     for y in results[1:]:
         assert torch.equal(y, results[0])
+
+
+def test_a_stem_and_its_depthwise_convolution_are_one_step():
+    """On the CPU, with the bits of two."""
+    model = calibrated(Unexpanded()).eval()
+    fast = effnet_fast.optimize(model)
+    assert fast.report.operators == {"stem_depthwise": 1, "squeeze_excite": 1, "pointwise_conv": 1}
+    x = images(3, 2 * 33, 2 * 40)[:, :, ::2, 1::2]
+    close(fast(x), model, x)
+    (part,) = fast.parts()
+    values = reference.run(make_plan(part._recognised(), (33, 40)), x, "auto")
+    assert torch.equal(part._outputs(values)[0], fast(x))
+    program = torch.export.export(fast, (x,))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "effnet_fast.stem_depthwise_sums.default" in targets
+    assert torch.equal(program.module()(x), fast(x))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "slice", "expanded", "permuted"])

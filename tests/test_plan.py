@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from networks import calibrated, conv_norm_act, tiny
+from networks import Unexpanded, calibrated, conv_norm_act, tiny
 from test_recognise import network_of
 from torch import nn
 
@@ -34,6 +34,23 @@ def test_an_efficientnet_is_one_native_stage_with_its_fusions():
     assert len(stage.inputs) == 1 and len(stage.outputs) == 1
     # The pooled features: written image by image, read by the classifier for the whole batch.
     assert len(stage.internal) == 1
+
+
+def test_a_stem_joins_the_depthwise_convolution_for_engines_that_do_both():
+    network, joins = network_of(calibrated(Unexpanded())), {"stem_depthwise"}
+    rest = ["squeeze_excite", "pointwise_conv"]
+    plan = make_plan(network, (33, 40), joins=joins)
+    assert operators(plan) == ["stem_depthwise", *rest]
+    first = next(plan.steps)
+    assert first.reads() == (network.input,) and len(first.makes()) == 2
+    assert first.stem.stride == (2, 2) and first.stem.padding == (1, 0, 1, 1)
+    assert first.window.kernel == (5, 5) and first.window.stride == (1, 1)
+    assert all(first.nodes[0].name not in stage.offsets for stage in plan.stages)
+    apart = ["stem_conv", "depthwise_conv", *rest]
+    assert operators(make_plan(network, (33, 40))) == apart
+    assert operators(make_plan(network, (33, 40), {first.nodes[0].name}, joins=joins)) == apart
+    network = network_of(calibrated(Unexpanded(is_read_twice=True)))
+    assert operators(make_plan(network, (33, 40), joins=joins)) == apart
 
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (32, 33)])

@@ -28,6 +28,10 @@ void expand_depthwise(const Conv& expand, const DepthwiseConv&, const Map& x, co
                       float* sums, const Worker&);
 Scratch expand_depthwise_scratch(const Conv& expand, const DepthwiseConv&, const Map& x,
                                  bool summed);
+void stem_depthwise(const Conv& stem, const Window&, const DepthwiseConv&, const Planes& x,
+                    const Map& y, float* sums, const Worker&);
+Scratch stem_depthwise_scratch(const Conv& stem, const Window&, const DepthwiseConv&,
+                               const Planes& x, bool summed);
 void fused_mbconv(const Conv&, const Window&, const Conv* project, const Map& x,
                   const Map* residual, const Map& y, const Worker&);
 Scratch fused_mbconv_scratch(const Conv&, const Window&, const Conv* project, const Map& x);

@@ -123,6 +123,8 @@ struct Frame {
 // Sizes alone, for the scratch that a kernel needs.
 Map sizes(const Operand& o) { return {nullptr, o.h, o.w, o.c, o.w * o.c, o.c}; }
 
+Planes image_sizes(const Operand& o) { return {nullptr, o.c, o.h, o.w, 1, o.w * o.c, o.c}; }
+
 void check_act(const std::string& where, Act act) {
   if (act < Act::kNone || act > Act::kGeluTanh) {
     refuse(where + " is " + text(static_cast<int32_t>(act)) + "; accepted: 0 to " +
@@ -157,29 +159,33 @@ class Checks {
     check_act(where("squeeze_excite") + ".gate_act", se.gate_act);
   }
 
-  void window(const Window& window) const {
-    size("window", "kh", window.kh, 1);
-    size("window", "kw", window.kw, 1);
-    size("window", "stride_h", window.stride_h, 1);
-    size("window", "stride_w", window.stride_w, 1);
-    size("window", "dilation_h", window.dilation_h, 1);
-    size("window", "dilation_w", window.dilation_w, 1);
-    size("window", "top", window.top, 0);
-    size("window", "left", window.left, 0);
-    size("window", "bottom", window.bottom, 0);
-    size("window", "right", window.right, 0);
+  void window(const Window& window, const char* role = "window") const {
+    size(role, "kh", window.kh, 1);
+    size(role, "kw", window.kw, 1);
+    size(role, "stride_h", window.stride_h, 1);
+    size(role, "stride_w", window.stride_w, 1);
+    size(role, "dilation_h", window.dilation_h, 1);
+    size(role, "dilation_w", window.dilation_w, 1);
+    size(role, "top", window.top, 0);
+    size(role, "left", window.left, 0);
+    size(role, "bottom", window.bottom, 0);
+    size(role, "right", window.right, 0);
   }
 
   // The map's edges as `window` leaves them.
   std::pair<int64_t, int64_t> output(const Window& window, const Operand& x) const {
+    return output(window, "x", x.h, x.w);
+  }
+  std::pair<int64_t, int64_t> output(const Window& window, const char* role, int64_t h,
+                                     int64_t w) const {
     // Compared before the division, which rounds towards zero.
-    const int64_t room_h = x.h + window.top + window.bottom - window.dilation_h * (window.kh - 1);
-    const int64_t room_w = x.w + window.left + window.right - window.dilation_w * (window.kw - 1);
+    const int64_t room_h = h + window.top + window.bottom - window.dilation_h * (window.kh - 1);
+    const int64_t room_w = w + window.left + window.right - window.dilation_w * (window.kw - 1);
     if (room_h < 1 || room_w < 1) {
-      refuse(where("x") + " has " + text(x.h) + " x " + text(x.w) +
+      refuse(where(role) + " has " + text(h) + " x " + text(w) +
              " pixels; accepted: with the padding, at least the window");
     }
-    return {window.out_h(x.h), window.out_w(x.w)};
+    return {window.out_h(h), window.out_w(w)};
   }
 
   void size(const char* role, const char* field, int64_t value, int64_t least) const {
@@ -427,9 +433,8 @@ void Program::stem_conv(const Conv& conv, const Window& window, Operand x, Opera
   const auto [h, w] = checks.output(window, x);
   checks.present("y", y);
   checks.write("y", y, conv.cout, h, w);
-  const Planes image{nullptr, x.c, x.h, x.w, 1, x.w * x.c, x.c};
-  append({"stem_conv", checks.take(), kernels().stem_conv_scratch(conv, window, image), false,
-          [=](const Frame& at, const Worker& worker) {
+  append({"stem_conv", checks.take(), kernels().stem_conv_scratch(conv, window, image_sizes(x)),
+          false, [=](const Frame& at, const Worker& worker) {
             kernels().stem_conv(conv, window, at.planes(x), at.map(y), worker);
           }});
 }
@@ -501,6 +506,29 @@ void Program::expand_depthwise(const Conv& expand, const DepthwiseConv& dw, Oper
           [=](const Frame& at, const Worker& worker) {
             kernels().expand_depthwise(expand, dw, at.map(x), at.map(y), at.data(sums), worker);
           }});
+}
+
+void Program::stem_depthwise(const Conv& stem, const Window& stem_window, const DepthwiseConv& dw,
+                             Operand x, Operand y, Operand sums) {
+  Checks checks("stem_depthwise", arena_floats_);
+  checks.conv("stem", stem);
+  checks.window(stem_window, "stem_window");
+  checks.depthwise(dw);
+  checks.match("depthwise", "c", dw.c, stem.cout);
+  checks.input("x", x, Use::kAnyStrides);
+  checks.match("x", "c", x.c, stem.cin);
+  const auto [stem_h, stem_w] = checks.output(stem_window, x);
+  const auto [h, w] = checks.output(dw.window, "the stem's map", stem_h, stem_w);
+  checks.present("y", y);
+  checks.write("y", y, dw.c, h, w);
+  checks.write("sums", sums, dw.c, 1, 1);
+  const Scratch scratch =
+      kernels().stem_depthwise_scratch(stem, stem_window, dw, image_sizes(x), bool(sums));
+  append(
+      {"stem_depthwise", checks.take(), scratch, false, [=](const Frame& at, const Worker& worker) {
+         kernels().stem_depthwise(stem, stem_window, dw, at.planes(x), at.map(y), at.data(sums),
+                                  worker);
+       }});
 }
 
 void Program::fused_mbconv(const Conv& conv, const Window& window, const Conv* project, Operand x,

@@ -1,35 +1,10 @@
 // The first convolution: from an image of any layout to an NHWC map.
-//
-// Input rows are copied into a ring of NHWC rows with their padding, where a window's row is one
-// run of kw * cin floats: gemm takes it as one tap.
-#include "gemm.h"
 #include "operators.h"
+#include "stem.h"
 
 namespace effnet_fast::EFFNET_FAST_ISA {
 
 namespace {
-
-struct Layout {
-  bool merged;  // a window's row is contiguous: a tap per row, not per pixel
-  int64_t taps, depth;
-  int64_t rows, width;  // of the ring
-  int64_t y_width;
-  int64_t zeros, pointers, ring, total;  // offsets into the worker's scratch
-
-  Layout(const Conv& conv, const Window& w, const Planes& x) {
-    merged = w.dilation_w == 1;
-    taps = merged ? w.kh : w.kh * w.kw;
-    depth = merged ? w.kw * conv.cin : conv.cin;
-    rows = w.dilation_h * (w.kh - 1) + 1;
-    const int64_t span = w.dilation_w * (w.kw - 1) + 1;
-    y_width = (x.w + w.left + w.right - span) / w.stride_w + 1;
-    width = (y_width - 1) * w.stride_w + span;
-    zeros = 0;
-    pointers = zeros + round_up(depth, 16);
-    ring = pointers + pointer_floats(taps * kMaxBlock);
-    total = ring + rows * width * conv.cin;
-  }
-};
 
 // to[pixel][channel] of one row of an image
 void interleave(const float* row, const Planes& x, int64_t columns, float* to) {
@@ -50,52 +25,79 @@ void interleave(const float* row, const Planes& x, int64_t columns, float* to) {
   }
 }
 
-}  // namespace
-
-Scratch stem_conv_scratch(const Conv& conv, const Window& window, const Planes& x) {
-  return {Layout(conv, window, x).total, 0};
+Gemm gemm_of(const Conv& conv, const Window& w, bool merged) {
+  const int64_t taps = merged ? w.kh : w.kh * w.kw;
+  const int64_t depth = merged ? w.kw * conv.cin : conv.cin;
+  return {conv.weight, conv.bias, taps, depth, conv.act, Panels(conv.cout)};
 }
 
-void stem_conv(const Conv& conv, const Window& w, const Planes& x, const Map& y,
-               const Worker& worker) {
-  const Layout layout(conv, w, x);
-  const int64_t row_floats = layout.width * conv.cin;
-  float* zeros = worker.scratch + layout.zeros;
-  const float** a_pixels = reinterpret_cast<const float**>(worker.scratch + layout.pointers);
-  float* ring = worker.scratch + layout.ring;
-  float* y_pixels[kMaxBlock];
-  for (int64_t i = 0; i < layout.depth; ++i) zeros[i] = 0.0f;
-  for (int64_t i = 0; i < layout.rows * row_floats; ++i) ring[i] = 0.0f;
+}  // namespace
 
-  const Gemm gemm{conv.weight, conv.bias, layout.taps, layout.depth, conv.act, Panels(conv.cout)};
-  const int64_t columns = least(x.w, layout.width - w.left);  // of the image that windows reach
-  const EvenCut blocks(y.w, kMaxBlock);
-  int64_t next = 0;  // the first input row that isn't in the ring yet
+StemRows::StemRows(const Conv& conv, const Window& w, const Planes& x)
+    : window_(w),
+      x_(x),
+      y_width_(w.out_w(x.w)),
+      merged_(w.dilation_w == 1),
+      gemm_(gemm_of(conv, w, merged_)),
+      rows_(w.dilation_h * (w.kh - 1) + 1),
+      width_((y_width_ - 1) * w.stride_w + w.dilation_w * (w.kw - 1) + 1) {
+  zeros_at_ = 0;
+  pointers_at_ = zeros_at_ + round_up(gemm_.depth, 16);
+  ring_at_ = pointers_at_ + pointer_floats(gemm_.taps * kMaxBlock);
+  total_ = ring_at_ + rows_ * width_ * x.c;
+}
+
+void StemRows::start(float* scratch) {
+  scratch_ = scratch;
+  next_ = 0;
+  for (int64_t i = 0; i < gemm_.depth; ++i) scratch[zeros_at_ + i] = 0.0f;
+  for (int64_t i = ring_at_; i < total_; ++i) scratch[i] = 0.0f;
+}
+
+void StemRows::make(int64_t row, int64_t begin, int64_t end, float* y, int64_t y_pixel) {
+  const Window& w = window_;
+  const float* zeros = scratch_ + zeros_at_;
+  const float** a_pixels = reinterpret_cast<const float**>(scratch_ + pointers_at_);
+  float* ring = scratch_ + ring_at_;
+  float* y_pixels[kMaxBlock];
+  const int64_t row_floats = width_ * x_.c;
+  const int64_t columns = least(x_.w, width_ - w.left);  // of the image that windows reach
+  const int64_t top = row * w.stride_h - w.top;
+  const int64_t bottom = least(top + rows_, x_.h);
+  for (next_ = greatest(next_, top); next_ < bottom; ++next_) {
+    float* to = ring + next_ % rows_ * row_floats + w.left * x_.c;
+    interleave(x_.data + next_ * x_.row, x_, columns, to);
+  }
+  const EvenCut blocks(y_width_, kMaxBlock);
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const int64_t first = blocks.begin(i), count = blocks.begin(i + 1) - first;
+    for (int64_t tap = 0; tap < gemm_.taps; ++tap) {
+      const int64_t ky = merged_ ? tap : tap / w.kw, kx = merged_ ? 0 : tap % w.kw;
+      const int64_t iy = top + ky * w.dilation_h;
+      const bool inside = iy >= 0 && iy < x_.h;
+      const float* at = inside ? ring + iy % rows_ * row_floats + kx * w.dilation_w * x_.c : zeros;
+      const int64_t step = inside ? w.stride_w * x_.c : 0;
+      for (int64_t p = 0; p < count; ++p) a_pixels[tap * kMaxBlock + p] = at + (first + p) * step;
+    }
+    for (int64_t p = 0; p < count; ++p) y_pixels[p] = y + (first + p) * y_pixel;
+    const Pixels pixels{count, a_pixels, kMaxBlock, y_pixels, nullptr};
+    for (int64_t panel = begin; panel < end; ++panel) {
+      gemm_panel(gemm_, panel, pixels, begin * kPanel);
+    }
+  }
+}
+
+Scratch stem_conv_scratch(const Conv& conv, const Window& window, const Planes& x) {
+  return {StemRows(conv, window, x).scratch_floats(), 0};
+}
+
+void stem_conv(const Conv& conv, const Window& window, const Planes& x, const Map& y,
+               const Worker& worker) {
+  StemRows rows(conv, window, x);
+  rows.start(worker.scratch);
   const int64_t end = y.h * (worker.id + 1) / worker.count;
   for (int64_t row = y.h * worker.id / worker.count; row < end; ++row) {
-    const int64_t top = row * w.stride_h - w.top;
-    const int64_t bottom = least(top + layout.rows, x.h);
-    for (next = greatest(next, top); next < bottom; ++next) {
-      float* to = ring + next % layout.rows * row_floats + w.left * conv.cin;
-      interleave(x.data + next * x.row, x, columns, to);
-    }
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t begin = blocks.begin(i), count = blocks.begin(i + 1) - begin;
-      for (int64_t tap = 0; tap < layout.taps; ++tap) {
-        const int64_t ky = layout.merged ? tap : tap / w.kw, kx = layout.merged ? 0 : tap % w.kw;
-        const int64_t iy = top + ky * w.dilation_h;
-        const bool inside = iy >= 0 && iy < x.h;
-        const float* first =
-            inside ? ring + iy % layout.rows * row_floats + kx * w.dilation_w * conv.cin : zeros;
-        const int64_t step = inside ? w.stride_w * conv.cin : 0;
-        for (int64_t p = 0; p < count; ++p)
-          a_pixels[tap * kMaxBlock + p] = first + (begin + p) * step;
-      }
-      for (int64_t p = 0; p < count; ++p)
-        y_pixels[p] = y.data + row * y.row + (begin + p) * y.pixel;
-      const Pixels pixels{count, a_pixels, kMaxBlock, y_pixels, nullptr};
-      for (int64_t panel = 0; panel < gemm.panels.count; ++panel) gemm_panel(gemm, panel, pixels);
-    }
+    rows.make(row, 0, rows.panels().count, y.data + row * y.row, y.pixel);
   }
 }
 

@@ -25,6 +25,8 @@ const Kernels kTable = {
     squeeze_excite_scratch,
     expand_depthwise,
     expand_depthwise_scratch,
+    stem_depthwise,
+    stem_depthwise_scratch,
     fused_mbconv,
     fused_mbconv_scratch,
     winograd_mbconv,

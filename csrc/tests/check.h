@@ -73,6 +73,23 @@ class GuardedMap {
   Map map_;
 };
 
+// An image in one of the ways that a stem is given them: everything around it is NaN and must not
+// reach a result.
+class GuardedImage {
+ public:
+  enum Layout { kNchw, kNhwc, kStrided };
+
+  GuardedImage(const GuardedMap& values, Layout layout);
+  GuardedImage(const GuardedImage&) = delete;
+  GuardedImage& operator=(const GuardedImage&) = delete;
+
+  const Planes& planes() const { return planes_; }
+
+ private:
+  std::vector<float> memory_;
+  Planes planes_;
+};
+
 // Checks that two runs gave the same values, taking -0 for 0.
 bool same(const std::vector<float>& a, const std::vector<float>& b);
 

@@ -103,6 +103,32 @@ bool GuardedMap::surroundings_untouched() const {
   return true;
 }
 
+GuardedImage::GuardedImage(const GuardedMap& values, Layout layout) {
+  const int64_t h = values.map().h, w = values.map().w, c = values.map().c;
+  switch (layout) {
+    case kNchw:
+      planes_ = {nullptr, c, h, w, h * w, w, 1};
+      break;
+    case kNhwc:
+      planes_ = {nullptr, c, h, w, 1, w * c, c};
+      break;
+    case kStrided:
+      planes_ = {nullptr, c, h, w, (2 * w + 3) * h + 7, 2 * w + 3, 2};
+      break;
+  }
+  const Planes& p = planes_;
+  memory_.assign(16 + c * (p.channel + 1) + h * p.row, kNaN);
+  float* first = memory_.data() + 5;
+  planes_.data = first;
+  for (int64_t row = 0; row < h; ++row) {
+    for (int64_t column = 0; column < w; ++column) {
+      for (int64_t k = 0; k < c; ++k) {
+        first[k * p.channel + row * p.row + column * p.pixel] = values.at(row, column, k);
+      }
+    }
+  }
+}
+
 bool same(const std::vector<float>& a, const std::vector<float>& b) { return a == b; }
 
 double act_reference(Act act, double x) {

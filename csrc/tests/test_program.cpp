@@ -442,6 +442,15 @@ EFFNET_FAST_TEST(program_refuses_bad_constants) {
   const DepthwiseConv dw{6, kSame3, weight, nullptr, Act::kNone};
   CHECK_ERROR("expand_depthwise: depthwise.c is 6; accepted: 8",
               p.expand_depthwise(good, dw, x, y, {}));
+  CHECK_ERROR("stem_depthwise: depthwise.c is 6; accepted: 8",
+              p.stem_depthwise(good, kSame3, dw, x, y, {}));
+  CHECK_ERROR("stem_depthwise: stem_window.kw is 0; accepted: 1 to 2097151",
+              p.stem_depthwise(good, {3, 0, 1, 1, 1, 1, 1, 1, 1, 1}, dw, x, y, {}));
+  const DepthwiseConv wide{8, {6, 3, 1, 1, 1, 1, 0, 1, 0, 1}, weight, nullptr, Act::kNone};
+  CHECK_ERROR(
+      "stem_depthwise: the stem's map has 5 x 5 pixels; accepted: with the padding, at least the "
+      "window",
+      p.stem_depthwise(good, kSame3, wide, x, y, {}));
   CHECK_ERROR("fused_mbconv: project.cin is 4; accepted: 8",
               p.fused_mbconv(good, kSame3, &good, x, {}, y));
   CHECK(p.steps() == 0, "refused steps are not appended");

@@ -1,17 +1,12 @@
-#include <cstring>
-#include <limits>
-
 #include "check.h"
 
 namespace effnet_fast::test {
 namespace {
 
-enum class Layout { kNchw, kNhwc, kStrided };
-
 struct Case {
   int64_t h, w, cin, cout;
   Window window;
-  Layout layout = Layout::kNchw;
+  GuardedImage::Layout layout = GuardedImage::kNchw;
   Act act = Act::kSwish;
   bool bias = true;
 };
@@ -25,25 +20,8 @@ void check(const Kernels& kernels, const Case& c) {
              static_cast<long long>(c.cout), static_cast<int>(c.layout), static_cast<int>(c.act)) +
       describe(w);
   const GuardedMap values(c.h, c.w, c.cin, GuardedMap::kDense, 1, 1.0f);
-  Planes x{nullptr, c.cin, c.h, c.w, 0, 0, 0};
-  switch (c.layout) {
-    case Layout::kNchw:
-      x.pixel = 1, x.row = c.w, x.channel = c.h * c.w;
-      break;
-    case Layout::kNhwc:
-      x.channel = 1, x.pixel = c.cin, x.row = c.w * c.cin;
-      break;
-    case Layout::kStrided:
-      x.pixel = 2, x.row = 2 * c.w + 3, x.channel = (2 * c.w + 3) * c.h + 7;
-      break;
-  }
-  std::vector<float> memory(16 + c.cin * (x.channel + 1) + c.h * x.row,
-                            std::numeric_limits<float>::quiet_NaN());
-  x.data = memory.data() + 5;
-  for (int64_t i = 0; i < c.h * c.w * c.cin; ++i) {
-    const int64_t k = i % c.cin, column = i / c.cin % c.w, row = i / c.cin / c.w;
-    memory[5 + k * x.channel + row * x.row + column * x.pixel] = values.at(row, column, k);
-  }
+  const GuardedImage image(values, c.layout);
+  const Planes& x = image.planes();
   const std::vector<float> weight = random_floats(c.cout * c.cin * w.kh * w.kw, 2, 1.0f);
   const std::vector<float> bias = random_floats(c.cout, 3, 1.0f);
   std::vector<float> packed(kernels.packed_conv_size(c.cout, c.cin, w.kh, w.kw));
@@ -73,7 +51,7 @@ Window window(int64_t k, int64_t stride, int64_t low, int64_t high) {
 }
 
 EFFNET_FAST_TEST(stem_conv_layouts) {
-  for (const Layout layout : {Layout::kNchw, Layout::kNhwc, Layout::kStrided}) {
+  for (const auto layout : {GuardedImage::kNchw, GuardedImage::kNhwc, GuardedImage::kStrided}) {
     check(kernels, {33, 47, 3, 32, window(3, 2, 1, 1), layout});
     check(kernels, {32, 32, 3, 32, window(3, 2, 0, 1), layout});
   }
@@ -102,7 +80,7 @@ EFFNET_FAST_TEST(stem_conv_windows) {
 
 EFFNET_FAST_TEST(stem_conv_every_act) {
   for (const Act act : kEveryAct)
-    check(kernels, {7, 7, 3, 19, window(3, 2, 1, 1), Layout::kNchw, act, false});
+    check(kernels, {7, 7, 3, 19, window(3, 2, 1, 1), GuardedImage::kNchw, act, false});
 }
 
 }  // namespace

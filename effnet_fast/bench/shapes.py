@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..engine.cpu import JOINS
 from ..errors import ArgumentError
 from ..files import whole_file
 from ..graph import Ref
@@ -87,7 +88,7 @@ class Shape:
             output_spec=None, aliases={}, ranks={}, layers=(), locked=None, pool_limit=None,
             dtype=torch.float32,
         )  # fmt: skip
-        return make_plan(network, sizes["x"][1:], given=sizes)
+        return make_plan(network, sizes["x"][1:], given=sizes, joins=JOINS)
 
     def _nodes(self) -> tuple[tuple[Node, ...], dict[str, Size]]:
         """And the sizes of what they read."""
@@ -103,9 +104,10 @@ class Shape:
         def act(key: str) -> Act:
             return Act[self.values.get(key, "none").upper()]
 
-        def window() -> Window:
-            pairs = (_ints(self.values.get(key, "1x1"), "x", 2) for key in ("k", "s", "d"))
-            return Window(*pairs, padding=_ints(self.values["p"], ",", 4))
+        def window(prefix: str = "") -> Window:
+            texts = (self.values.get(prefix + key, "1x1") for key in ("k", "s", "d"))
+            pairs = (_ints(text, "x", 2) for text in texts)
+            return Window(*pairs, padding=_ints(self.values[prefix + "p"], ",", 4))
 
         def read(flag: str) -> str | None:
             return flag if flag in self.values else None
@@ -129,9 +131,14 @@ class Shape:
                 return (StemConv("y", "x", weight, bias, w, act("act")),), {"x": x}
             weight, bias = constants(c, 1, *w.kernel)
             return (DepthwiseConv("y", "x", weight, bias, w, act("act"), read("sums")),), {"x": x}
-        if operator == "expand_depthwise":
+        if operator in ("stem_depthwise", "expand_depthwise"):
             mid, w = int(self.values["mid"]), window()
-            first = PointwiseConv("mid", "x", *constants(mid, c, 1, 1), act("mid_act"))
+            if operator == "stem_depthwise":
+                stem = window("stem_")
+                weight, bias = constants(mid, c, *stem.kernel)
+                first = StemConv("mid", "x", weight, bias, stem, act("mid_act"))
+            else:
+                first = PointwiseConv("mid", "x", *constants(mid, c, 1, 1), act("mid_act"))
             weight, bias = constants(mid, 1, *w.kernel)
             second = DepthwiseConv("y", "mid", weight, bias, w, act("act"), read("sums"))
             return (first, second), {"x": x}
@@ -181,15 +188,19 @@ def _values(plan: Plan, step: Any) -> dict[str, str]:
         values |= {"mid": str(first.weight.shape[0]), "mid_act": first.act.label}
     if not isinstance(last, DepthwiseConv):
         values["cout"] = str(last.weight.shape[0])
-    if step.window is not None:
-        w = step.window
-        values |= {key: f"{a}x{b}" for key, (a, b) in (("k", w.kernel), ("s", w.stride))}
-        if w.dilation != (1, 1):
-            values["d"] = "{}x{}".format(*w.dilation)
-        values["p"] = ",".join(map(str, w.padding))
+    for prefix, window in (("stem_", step.stem), ("", step.window)):
+        if window is not None:
+            values |= {prefix + key: text for key, text in _window_values(window).items()}
     if hasattr(last, "act"):
         values["act"] = last.act.label
     return values | {flag: "" for flag in _FLAGS if getattr(last, flag, None)}
+
+
+def _window_values(w: Window) -> dict[str, str]:
+    values = {key: f"{a}x{b}" for key, (a, b) in (("k", w.kernel), ("s", w.stride))}
+    if w.dilation != (1, 1):
+        values["d"] = "{}x{}".format(*w.dilation)
+    return values | {"p": ",".join(map(str, w.padding))}
 
 
 def read(path: Path) -> list[Shape]:

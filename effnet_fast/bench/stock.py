@@ -73,7 +73,8 @@ def _node(node: Node, step: Step, values: Values) -> dict[str, torch.Tensor]:
             y = y.mean((2, 3))
     elif isinstance(node, (StemConv, DenseConv, DepthwiseConv)):
         groups = x.shape[1] if isinstance(node, DepthwiseConv) else 1
-        y = _act(_conv(x, node.weight, node.bias, step.window, groups), node.act)
+        window = step.stem if isinstance(node, StemConv) and step.stem else step.window
+        y = _act(_conv(x, node.weight, node.bias, window, groups), node.act)
     else:
         raise TypeError(type(node).__name__)
     if getattr(node, "residual", None) is not None:

@@ -15,6 +15,11 @@ from ..ops.step import nhwc
 from ..plan import Plan, Stage, Step
 from .cpu_weights import PackedWeights
 
+# Of the operators that only some engines have, those that this one does in a pass.
+JOINS = frozenset({"stem_depthwise"})
+
+_STEMS = ("stem_conv", "stem_depthwise")
+
 
 class CpuEngine:
     """Runs one plan. Safe to call from several threads at once."""
@@ -70,7 +75,7 @@ class NativeStage:
         self.any_layout = {
             name
             for name in stage.inputs
-            if all(step.operator == "stem_conv" for step in stage.steps if name in step.reads())
+            if all(step.operator in _STEMS for step in stage.steps if name in step.reads())
         }
         self.order = sorted(stage.steps, key=lambda step: step.operator == "classifier")
         self.program = native.Program(stage.arena)
@@ -145,6 +150,16 @@ def append(weights: PackedWeights, program: Any, step: Step, operand: Any) -> No
         program.depthwise_conv(
             weights.depthwise(node, step.window),
             operand(node.x),
+            operand(node.name),
+            operand(node.sums),
+        )
+    elif step.operator == "stem_depthwise":
+        stem = step.nodes[0]
+        program.stem_depthwise(
+            weights.conv(stem),
+            weights.window(step.stem),
+            weights.depthwise(node, step.window),
+            operand(stem.x),
             operand(node.name),
             operand(node.sums),
         )

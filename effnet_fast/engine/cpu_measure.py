@@ -71,7 +71,8 @@ def _signature(plan: Plan, step: Step) -> list[Any]:
     resolve = plan.network.aliases.get
     names = (resolve(name, name) for name in (*step.reads(), *step.makes()))
     nodes = [[type(node).__name__, list(node.weight.shape), int(node.act)] for node in step.nodes]
-    return [step.operator, str(step.window), [list(plan.sizes[name]) for name in names], nodes]
+    windows = [str(step.window), str(step.stem)]
+    return [step.operator, windows, [list(plan.sizes[name]) for name in names], nodes]
 
 
 def _measured(plan: Plan, step: Step, weights: PackedWeights, threads: int) -> tuple[float, float]:

@@ -51,11 +51,13 @@ def run_step(step: Step, values: dict[str, torch.Tensor], impl: str) -> None:
     x = values[first.x]
     if x.dim() == 2:
         x = x[:, :, None, None]
-    window = {}
+    window, stem = {}, {}
     if step.window is not None:
         window = {"stride": step.window.stride, "padding": step.window.padding}
         if step.operator != "stem_conv":
             window["dilation"] = step.window.dilation
+    if step.stem is not None:
+        stem = {"stem_stride": step.stem.stride, "stem_padding": step.stem.padding}
     residual = values[node.residual] if getattr(node, "residual", None) else None
     if step.operator == "stem_conv":
         y = ops.stem_conv(x, node.weight, node.bias, act=node.act.label, impl=impl, **window)
@@ -79,6 +81,20 @@ def run_step(step: Step, values: dict[str, torch.Tensor], impl: str) -> None:
             act=node.act.label,
             sums=node.sums is not None,
             impl=impl,
+            **window,
+        )
+    elif step.operator == "stem_depthwise":
+        y = ops.stem_depthwise(
+            x,
+            first.weight,
+            first.bias,
+            node.weight,
+            node.bias,
+            stem_act=first.act.label,
+            act=node.act.label,
+            sums=node.sums is not None,
+            impl=impl,
+            **stem,
             **window,
         )
     elif step.operator == "expand_depthwise":

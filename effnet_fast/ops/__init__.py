@@ -12,6 +12,7 @@ from effnet_fast.ops.packing import clear_cache
 from effnet_fast.ops.pointwise_conv import pointwise_conv
 from effnet_fast.ops.squeeze_excite import squeeze_excite
 from effnet_fast.ops.stem_conv import stem_conv
+from effnet_fast.ops.stem_depthwise import stem_depthwise
 from effnet_fast.ops.swish import swish
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "pointwise_conv",
     "squeeze_excite",
     "stem_conv",
+    "stem_depthwise",
     "swish",
 ]

@@ -74,8 +74,11 @@ def check_act(name: str, act: str) -> None:
         raise ArgumentError(f"{name} is {act!r}; accepted: {', '.join(map(repr, ACTS))}")
 
 
-def check_window(x: torch.Tensor, window: Window) -> None:
-    """``window`` is well formed and lies on the map ``x`` at least once."""
+def check_window(size: Sequence[int], window: Window, of: str = "x", prefix: str = "") -> None:
+    """``window`` is well formed and lies on a map of ``size`` (h, w) at least once.
+
+    ``prefix`` is what the names of its arguments start with.
+    """
     for name, values, length, least in (
         ("stride", window.stride, 2, 1),
         ("padding", window.padding, 4, 0),
@@ -83,12 +86,12 @@ def check_window(x: torch.Tensor, window: Window) -> None:
     ):
         if len(values) != length or any(value < least for value in values):
             raise ArgumentError(
-                f"{name} is {values}; accepted: {length} integers, each at least {least}"
+                f"{prefix}{name} is {values}; accepted: {length} integers, each at least {least}"
             )
-    h, w = x.shape[2:]
+    h, w = size
     if any(size < 1 for size in window.output_size(h, w)):
         raise ShapeError(
-            f"x has a map of {h} x {w} pixels; accepted: with its padding {window.padding}, at "
+            f"{of} has a map of {h} x {w} pixels; accepted: with its padding {window.padding}, at "
             f"least the window of kernel {window.kernel} and dilation {window.dilation}"
         )
 

@@ -53,7 +53,7 @@ def check(a: Args) -> None:
     check_map("x", a.x)
     check_weight("weight", a.weight, (a.x.shape[1], 1, "kh", "kw"), a.x)
     check_tensor("bias", a.bias, a.weight.shape[:1], a.x)
-    check_window(a.x, a.window)
+    check_window(a.x.shape[2:], a.window)
     check_act("act", a.act)
 
 

@@ -61,7 +61,7 @@ def check(a: Args) -> None:
     check_tensor("expand_bias", a.expand_bias, (mid,), a.x)
     check_weight("weight", a.weight, (mid, 1, "kh", "kw"), a.x)
     check_tensor("bias", a.bias, (mid,), a.x)
-    check_window(a.x, a.window)
+    check_window(a.x.shape[2:], a.window)
     check_act("expand_act", a.expand_act)
     check_act("act", a.act)
 

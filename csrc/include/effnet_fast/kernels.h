@@ -95,6 +95,13 @@ struct Kernels {
   Scratch (*expand_depthwise_scratch)(const Conv& expand, const DepthwiseConv&, const Map& x,
                                       bool summed);
 
+  // stem_conv, with the window given, then depthwise_conv; of the map between only a ring of rows
+  // ever exists.
+  void (*stem_depthwise)(const Conv& stem, const Window&, const DepthwiseConv&, const Planes& x,
+                         const Map& y, float* sums, const Worker&);
+  Scratch (*stem_depthwise_scratch)(const Conv& stem, const Window&, const DepthwiseConv&,
+                                    const Planes& x, bool summed);
+
   // y = project(act(conv(x, window))) [+ residual]; without project y = act(conv(x, window)) [+
   // residual].
   void (*fused_mbconv)(const Conv&, const Window&, const Conv* project, const Map& x,

@@ -52,6 +52,8 @@ class Program {
   void squeeze_excite(const SqueezeExcite&, Operand sums, int64_t pixels, Operand gate);
   void expand_depthwise(const Conv& expand, const DepthwiseConv&, Operand x, Operand y,
                         Operand sums);
+  void stem_depthwise(const Conv& stem, const Window& stem_window, const DepthwiseConv&, Operand x,
+                      Operand y, Operand sums);
   // With `winograd`, conv's weight is packed for Kernels::winograd_mbconv.
   void fused_mbconv(const Conv&, const Window&, const Conv* project, Operand x, Operand residual,
                     Operand y, bool winograd = false);
