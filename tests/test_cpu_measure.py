@@ -7,7 +7,6 @@ from networks import images, tiny
 from effnet_fast import optimize
 from effnet_fast.engine import cpu_measure
 
-
 is_on = cpu_measure.is_on  # which conftest.py puts aside
 
 
