@@ -1,4 +1,4 @@
-"""What a loaded model takes of memory, beside ONNX Runtime's.
+"""What making and loading a model takes: seconds and memory, beside ONNX Runtime's.
 
 python benchmarks/memory.py [--model timm:tf_efficientnet_b7] [--size 600]
 """
