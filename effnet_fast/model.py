@@ -427,7 +427,7 @@ class OptimizedModel(nn.Module):
         """
         body = self._body
         if isinstance(body, Fused) and x is not None and not args and not kwargs:
-            return body(x)
+            return body.forward(x)
         if x is not None:
             args = (x, *args)
         return body(self._image(args, kwargs)) if isinstance(body, Fused) else body(*args, **kwargs)

@@ -32,6 +32,10 @@ struct TileArgs {
   float* partial;
   int64_t partial_stride;
   bool first, last;
+  // What relu and relu6 leave: the only activations within a tile, for they take no registers. In a
+  // pass of their own they are 12 % of the time at 16 input channels.
+  bool clamps;
+  float lowest, highest;
   // What is multiplied next: so many floats of it are asked for with each run.
   const float* next;
   int64_t next_floats;
@@ -117,6 +121,10 @@ EFFNET_FAST_INLINE void finish_tile(const TileArgs& t, int64_t first, const floa
       for (int v = 0; v < kVecs; ++v) sum[v] = acc.at(r, v);
     }
     for (int v = 0; v < kVecs; ++v) sum[v] = sum[v] + load(bias + v * kLanes);
+    if (t.clamps) {
+      for (int v = 0; v < kVecs; ++v)
+        sum[v] = min(broadcast(t.highest), max(broadcast(t.lowest), sum[v]));
+    }
     if (t.residual) {
       const float* const residual = t.residual[first + r] + t.residual_channel;
       for (int v = 0; v < kVecs - 1; ++v) sum[v] = sum[v] + load(residual + v * kLanes);
@@ -291,6 +299,10 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   t.partial_stride = chunk.partial_stride;
   t.first = chunk.first;
   t.last = chunk.last;
+  t.clamps = g.act == Act::kRelu || g.act == Act::kRelu6;
+  t.lowest = 0.0f;
+  t.highest = g.act == Act::kRelu6 ? 6.0f : __builtin_inff();
+  const bool activated = g.act == Act::kNone || t.clamps;  // by the tiles
   // Tiles of two sizes, the larger ones first.
   const int64_t tiles = ceil_div(pixels.count, tile_rows(vecs)), rows = pixels.count / tiles;
   const int64_t larger = pixels.count % tiles;
@@ -305,7 +317,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
     t.tiles = count;
     t.a = pixels.a + begin;
     t.y = pixels.y + begin;
-    t.residual = pixels.residual && g.act == Act::kNone ? pixels.residual + begin : nullptr;
+    t.residual = pixels.residual && activated ? pixels.residual + begin : nullptr;
     t.partial = chunk.first && chunk.last
                     ? nullptr
                     : chunk.partial + begin * chunk.partial_stride + panel * kPanel;
@@ -316,7 +328,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
     t.next += larger * ceil_div(t.depth * t.taps, kRun) * t.next_floats;
   }
   run(tiles - larger, rows, larger * (rows + 1));
-  if (g.act == Act::kNone || !chunk.last) return;
+  if (activated || !chunk.last) return;
   (vecs == 1   ? activate_panel<1>
    : vecs == 2 ? activate_panel<2>
                : activate_panel<3>)(g.act, pixels.y, pixels.count, t.y_channel, t.channels);
