@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"effnet-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_classify(commands)
+    _add_verify(commands)
     info = commands.add_parser("info", help="what is built, what runs here, and why not the rest")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
@@ -80,6 +81,21 @@ def _add_classify(commands: Any) -> None:
     )
     add_classify(parser)
     parser.set_defaults(run=_classify)
+
+
+def _add_verify(commands: Any) -> None:
+    from .classify.options import add_verify
+
+    parser = commands.add_parser(
+        "verify",
+        help="an optimised model beside the stock one, on images of your own",
+        description="Take images through the stock and the optimised model, and through each mode "
+        "of decoding, and print how far the answers agree, and how many are right.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_verify(parser)
+    parser.set_defaults(run=_verify)
 
 
 def _add_kernels(commands: Any) -> None:
@@ -182,6 +198,15 @@ def _classify(options: argparse.Namespace) -> int:
     from .classify.command import run
 
     # Only images over Pillow's error limit are refused; a warning per big photo says nothing.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return run(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from .classify.verify import run
+
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return run(options)
 

@@ -89,8 +89,8 @@ def decode_pixels(
     ----------
     source, apply_exif : as of `decode`.
     least : from the width and height of the whole image those that its pixels must have at least.
-        A JPEG is then decoded to the smallest of the eight scales (1/8 to 8/8) that has them, in
-        the frequencies, which is faster and not the same pixels.
+        A JPEG is then decoded to the smallest of the scales 1/8 to 8/8 that has them, in the
+        frequencies, which is faster and not the same pixels.
 
     Returns
     -------

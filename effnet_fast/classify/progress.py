@@ -106,12 +106,16 @@ class Summary:
 
     def __init__(self) -> None:
         self.done = self.failed = 0
+        self._marks: list[tuple[int, float]] = []  # when the 64th came, the 128th, ...
         self._classes: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
     def add(self, result: Result) -> None:
         """One more."""
         self.done += 1
+        if self.done >= 64 and self.done & (self.done - 1) == 0:
+            self._marks.append((self.done, time.perf_counter()))
+        self._last = time.perf_counter()
         if result.error:
             self.failed += 1
             # What follows a colon is of one file alone: counts are of reasons.
@@ -124,10 +128,20 @@ class Summary:
         rate = images / seconds if seconds else 0.0
         shares = times.shares()
         what = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        lines = [f"{rate:.1f} images/s over {seconds:.1f} s; of the threads' time: {what}"]
+        lines = [f"{rate:.1f} images/s over {seconds:.1f} s{self._steady()}"]
+        lines.append(f"of the threads' time: {what}")
         for title, counts in (("classes", self._classes), ("errors", self._errors)):
             if counts:
                 lines.append(f"{title}:")
                 ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
                 lines += [f"{count:9}  {name}" for name, count in ordered]
         return lines
+
+    def _steady(self) -> str:
+        """The rate of the second half or so, which the start of the model is no part of."""
+        marks = [mark for mark in self._marks if 2 * mark[0] <= self.done]
+        if not marks:
+            return ""
+        count, then = marks[-1]
+        rate = (self.done - count) / (self._last - then)
+        return f", {rate:.1f} images/s after the first {count}"
