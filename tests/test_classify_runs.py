@@ -1,16 +1,20 @@
 """Whole runs: nothing is lost when one ends early, however it ends, and every fault is a row."""
 
 import csv
+import fcntl
 import io
 import json
 import os
 import random
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
+import termios
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -67,6 +71,18 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def assert_same(one, other):
+    """Row for row. In the last bits PyTorch's sums depend on how many images a batch has."""
+    rows, others = rows_of(one), rows_of(other)
+    for row in (*rows, *others):
+        for name in [name for name in row if name.startswith("prob")]:
+            text = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+            row[name] = json.loads(text or "null")
+    for row in others:
+        row.update({k: pytest.approx(v, rel=1e-5) for k, v in row.items() if k.startswith("prob")})
+    assert rows == others
+
+
 def classify(*arguments):
     return main(["classify", *map(str, arguments), *TINY])
 
@@ -103,7 +119,7 @@ def test_an_interrupted_run_is_gone_on_with(folder, tmp_path, monkeypatch, capsy
     assert not out.exists()
     assert classify(folder, "--results-file", out) == 0
     assert "going on after 23 images" in capsys.readouterr().err
-    assert rows_of(out) == rows_of(whole)
+    assert_same(out, whole)
     assert {p.name for p in tmp_path.iterdir()} == {"photos", whole.name, out.name}
 
 
@@ -141,7 +157,7 @@ def test_images_that_came_and_went_meanwhile(folder, tmp_path, monkeypatch):
         "0001.jpg",
         "0002.jpg",
         "0003.jpg",
-    ]  # done when they were there
+    ]  # done before
     assert "0000a.jpg" in found
     assert "0035.jpg" not in found
 
@@ -222,49 +238,57 @@ def test_a_run_that_breaks_keeps_what_is_done(folder, tmp_path, monkeypatch, err
 # ---- killed --------------------------------------------------------------------------------------
 
 
-def killed_runs(tmp_path, images, kills, format):
-    """A run that is killed at random instants; how often it was, and whether that changed it."""
+def killed_runs(tmp_path, model, images, kills, format, same):
+    """How many runs of those that were killed at random instants had something to go on with."""
     folder, out = tmp_path / "photos", tmp_path / f"out.{format}"
     make_photos(folder, images)
     whole = tmp_path / f"whole.{format}"
-    assert classify(folder, "--results-file", whole) == 0
+    assert main(["classify", str(folder), *model, "--results-file", str(whole)]) == 0
     command = [
-        sys.executable, "-m", "effnet_fast.cli", "classify", str(folder), *TINY,
+        sys.executable, "-m", "effnet_fast.cli", "classify", str(folder), *model,
         "--results-file", str(out),
     ]  # fmt: skip
     draw = random.Random(images)
-    done, resumed = 0, 0
+    start = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / f"first.{format}")], check=True)
+    seconds = time.monotonic() - start
+    done = resumed = 0
     while done < kills:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            _, err = process.communicate(timeout=draw.uniform(0.5, 6.0))
+            _, err = process.communicate(timeout=draw.uniform(0.1, seconds))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             _, err = process.communicate()
             done += 1
-            resumed += "going on after" in err
-            if out.exists():  # it was whole already
-                assert rows_of(out) == rows_of(whole)
         else:
             assert process.returncode == 0, err
-            assert rows_of(out) == rows_of(whole)
+        resumed += "going on after" in err
+        if out.exists():  # whole, at any instant
+            same(out, whole)
             out.unlink()
-    last = subprocess.run(command, capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
-    assert rows_of(out) == rows_of(whole)
-    left = {path.name for path in tmp_path.iterdir()} - {"photos", whole.name, out.name}
-    assert all(name.endswith(".tmp") for name in left)  # of a kill while the results were written
+    subprocess.run(command, check=True)
+    same(out, whole)
+    left = {path.name for path in tmp_path.iterdir()}
+    left -= {"photos", whole.name, out.name, f"first.{format}"}
+    assert all(name.endswith(".tmp") for name in left)  # of a kill while results were written
     return resumed
 
 
+def equal(one, other):
+    assert rows_of(one) == rows_of(other)
+
+
 def test_killed_at_random_instants(tmp_path):
-    killed_runs(tmp_path, 400, 3, "jsonl")
+    killed_runs(tmp_path, TINY, 600, 3, "jsonl", assert_same)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("format", ["csv", "parquet", "sqlite"])
 def test_killed_at_twenty_random_instants(tmp_path, format):
-    assert killed_runs(tmp_path, 2000, 20, format) > 0
+    """With the optimised model, whose bits do not depend on what else is in a batch."""
+    model = [option for option in TINY if option != "--no-optimize"]
+    assert killed_runs(tmp_path, model, 5000, 20, format, equal) > 0
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2])
@@ -299,10 +323,8 @@ def test_sqlite_has_a_view_of_single_predictions(folder, tmp_path):
     database = sqlite3.connect(tmp_path / "out.db")
     found = list(database.execute('select filename, rank, "index", label, prob from predictions'))
     assert len(found) == 80
-    assert found[0][1:3] == (
-        0,
-        json.loads(next(database.execute('select "index" from results'))[0])[0],
-    )
+    (best,) = database.execute('select "index" from results').fetchone()
+    assert [row[1:3] for row in found[:2]] == list(enumerate(json.loads(best)))
 
 
 # ---- faults --------------------------------------------------------------------------------------
@@ -314,7 +336,7 @@ def save(image, path, **options):
 
 RED = Pillow.new("RGB", (40, 30), "red")
 FAULTS = {  # name: (what makes it, the start of the error, the start of the note)
-    "corrupt.jpg": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0" + bytes(500)), "damaged|not an", ""),
+    "corrupt.jpg": (lambda p: p.write_bytes(b"\xff\xd8\xff" + bytes(500)), "damaged|not an", ""),
     "truncated.jpg": (
         lambda p: (RED.resize((400, 400)).save(p), p.write_bytes(p.read_bytes()[:900])),
         "damaged or truncated: ", "",
@@ -324,7 +346,7 @@ FAULTS = {  # name: (what makes it, the start of the error, the start of the not
     "wrong_ending.jpg": (lambda p: save(RED, p, format="PNG"), "", ""),
     "cmyk.jpg": (lambda p: save(RED.convert("CMYK"), p), "", "CMYK converted"),
     "16bit.png": (lambda p: save(RED.convert("I;16"), p), "", "16-bit grey"),
-    "alpha.png": (lambda p: save(RED.convert("RGBA"), p, transparency=1), "", "transparency"),
+    "alpha.png": (lambda p: save(RED.convert("RGBA"), p), "", "transparency"),
     "rotated.jpg": (lambda p: save(RED, p, exif=_turned()), "", "EXIF orientation 6 not applied"),
     "1x1.png": (lambda p: save(RED.resize((1, 1)), p), "", ""),
     "20000x20000.png": (lambda p: save(Pillow.new("1", (20_000, 20_000)), p), "too large: ", ""),
@@ -485,6 +507,7 @@ def test_a_bar_on_a_terminal_only(folder, tmp_path):
     quiet = subprocess.run(command, capture_output=True, text=True)
     assert "images/s" not in quiet.stderr + quiet.stdout
     leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
     process = subprocess.Popen(command, stderr=follower)
     os.close(follower)
     seen = b""

@@ -145,10 +145,10 @@ def _classify(
     before, start = summary.done, time.perf_counter()
     shared = not options.no_optimize and options.backend in (None, "auto", "cpu")
     stopped = None
-    progress = Progress(options.paths if options.list is None else [], before)
-    try:
-        with closing(classifier.run(images, shared)) as going:
-            _start(going, loaded, classifier, options)
+    with closing(classifier.run(images, shared)) as going:
+        _start(going, loaded, classifier, options)
+        counted = options.paths if options.list is None else None
+        with closing(Progress(counted, before)) as progress:
             for result in going:
                 if result.error and options.fail_fast:
                     stopped = result
@@ -159,8 +159,6 @@ def _classify(
                     print(table(result))
                 else:
                     journal.add(result)
-    finally:
-        progress.close()
     seconds = time.perf_counter() - start
     if stopped is not None:
         print(

@@ -22,11 +22,11 @@ class Progress:
 
     Parameters
     ----------
-    paths : what is classified, to count it meanwhile.
+    paths : what is classified, to count it meanwhile; None where that can't be asked twice.
     done : images that an earlier run did.
     """
 
-    def __init__(self, paths: Iterable[Any], done: int = 0):
+    def __init__(self, paths: Iterable[Any] | None, done: int = 0):
         self._bar: Any = None
         self._errors = 0
         self._shown = 0.0
@@ -37,8 +37,8 @@ class Progress:
         except ImportError:
             return
         self._bar = tqdm(initial=done, unit=" images", smoothing=0.05, file=sys.stderr)
-        counting = threading.Thread(target=self._count, args=(list(paths),), daemon=True)
-        counting.start()
+        if paths is not None:
+            threading.Thread(target=self._count, args=(list(paths),), daemon=True).start()
 
     def _count(self, paths: list[Any]) -> None:
         total = 0
