@@ -26,6 +26,7 @@ from effnet_fast.classify import Classifier, Journal, Result, load_model
 from effnet_fast.classify import command as command_of
 from effnet_fast.classify import journal as journal_of
 from effnet_fast.classify.journal import fingerprint
+from effnet_fast.classify.load import LoaderProcess
 from effnet_fast.cli import main
 from effnet_fast.errors import ArgumentError, ResultsError
 
@@ -291,6 +292,59 @@ def test_killed_at_twenty_random_instants(tmp_path, format):
     assert killed_runs(tmp_path, model, 5000, 20, format, equal) > 0
 
 
+@pytest.mark.parametrize("at", ["insert", "begin", "commit", "after"])
+def test_interrupted_within_a_commit(tmp_path, at):
+    journal = Journal(tmp_path / "out.jsonl", None, {}, topk=1)
+    results = [Result(f"{index}.jpg", (index,), ("x",), (0.5,)) for index in range(9)]
+    for result in results[:3]:
+        journal.add(result)
+    journal.commit()
+    for result in results[3:6]:
+        journal.add(result)
+    real = journal._database
+
+    class Interrupting:
+        in_transaction = property(lambda self: real.in_transaction)
+
+        def execute(self, sql, *rest):
+            if sql.startswith(at):
+                raise KeyboardInterrupt
+            found = real.execute(sql, *rest)
+            if sql == "commit" and at == "after":
+                raise KeyboardInterrupt
+            return found
+
+        def executemany(self, *rest):
+            if at == "insert":
+                raise KeyboardInterrupt
+            return real.executemany(*rest)
+
+    journal._database = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        journal.commit()
+    journal._database = real
+    for result in results[6:]:
+        journal.add(result)
+    journal.publish()
+    assert names(tmp_path / "out.jsonl") == [result.filename for result in results]
+
+
+def test_a_short_last_part_is_written_again_with_what_came_since(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_of, "PART", 4)
+    results = [Result(f"{index}.jpg", (index,), ("x",), (0.5,)) for index in range(9)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "discard", Journal.close)  # as if killed before
+        journal = Journal(f"{tmp_path}/out/", None, {}, topk=1)
+        for result in results[:6]:
+            journal.add(result)
+        journal.publish()
+    journal = Journal(f"{tmp_path}/out/", None, {}, topk=1)
+    for result in results[6:]:
+        journal.add(result)
+    journal.publish()
+    assert names(tmp_path / "out") == [result.filename for result in results]
+
+
 @pytest.mark.parametrize("parts", [0, 1, 2])
 def test_parts_of_a_folder_of_parquet(tmp_path, monkeypatch, parts):
     """Parts are there while the run goes on, and are not written again."""
@@ -476,10 +530,21 @@ def test_a_full_disk_when_all_is_done(tmp_path, monkeypatch, capsys):
     assert names(tmp_path / "out.csv") == ["a"]
 
 
-def test_decoders_in_processes(folder, tmp_path):
+def test_decoders_in_processes_that_are_killed_midway(folder, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
     assert classify(folder, "--results-file", whole) == 0
+    killed = []
+    real = LoaderProcess.__call__
+
+    def load(self, image):
+        if image.key.endswith(("7.jpg", "12.jpg")):
+            killed.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+        return real(self, image)
+
+    monkeypatch.setattr(LoaderProcess, "__call__", load)
     assert classify(folder, "--results-file", out, "--decoders", "processes") == 0
+    assert len(set(killed)) == 5
     assert rows_of(out) == rows_of(whole)
 
 

@@ -84,6 +84,7 @@ class Journal:
         self._options = {"topk": topk, "vectors": tuple(vectors)}
         self._arguments = {name: json.dumps(value) for name, value in arguments.items()}
         self._rows: list[tuple[Any, ...]] = []
+        self._unsettled = False
         self._database: sqlite3.Connection | None = None
         if restart:
             self._forget()
@@ -121,6 +122,9 @@ class Journal:
         else:
             self._compare(dict(self._database.execute("select name, value from run")))
             (self.done,) = self._database.execute("select count(*) from results").fetchone()
+            # Of a run that was killed when it had written its last part, which may be a short one.
+            for part in self._parts()[self.done // PART :]:
+                part.unlink()
         self._database.execute("commit")
 
     def _compare(self, there: Mapping[str, str]) -> None:
@@ -172,18 +176,30 @@ class Journal:
         ResultsError
             As of `add`.
         """
-        rows, self._rows = self._rows, []
         try:
+            self._settle()
+            self._unsettled, rows = True, self._rows
             self._database.execute("begin exclusive")
             places = ", ".join("?" * len(_COLUMNS.split(",")))
             self._database.executemany(f"insert into results ({_COLUMNS}) values ({places})", rows)
             self._database.execute("commit")
-            self.done += len(rows)
+            self.done, self._rows = self.done + len(rows), []
+            self._unsettled = False
             if self.folder:
                 self._write_parts()
         except (sqlite3.Error, OSError) as error:
             raise self._failed(error) from error
         self._committed = time.monotonic()
+
+    def _settle(self) -> None:
+        """After a commit that failed, or that Ctrl-C interrupted: find out what it did."""
+        if not self._unsettled:
+            return
+        if self._database.in_transaction:
+            self._database.execute("rollback")
+        (count,) = self._database.execute("select count(*) from results").fetchone()
+        self._rows = self._rows[count - self.done :]
+        self.done, self._unsettled = count, False
 
     def results(self, start: int = 0, stop: int = -1) -> Iterator[Result]:
         """The committed rows from ``start`` to ``stop``, in order."""

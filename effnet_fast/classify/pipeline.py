@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -19,8 +20,8 @@ from .workers import Times, Workers
 from .zoo import load_model
 
 DECODERS = ("threads", "processes")
-# Images that are decoded while the model is still being made: 77 MB of crops of 224x224.
-AHEAD = 512
+# Bytes of crops that are decoded while the model is still being made: 512 of 224x224.
+AHEAD = 512 * 224 * 224 * 3
 
 
 class Classifier:
@@ -161,7 +162,7 @@ class Classifier:
             slots=slots,
             apart=not shared,
             model_threads=self._threads or torch.get_num_threads(),
-            ahead=0 if self.model else AHEAD,
+            ahead=0 if self.model else AHEAD // (3 * math.prod(self.preprocess.size)),
         )
         self.times = workers.times
         return Run(self, workers, loads)
