@@ -234,6 +234,23 @@ def test_a_decoder_that_is_killed_is_replaced(tmp_path):
         process.close()
 
 
+class Stillborn(Loader):
+    """Can't be brought into another process."""
+
+    def __setstate__(self, state):
+        raise RuntimeError("never")
+
+    def __getstate__(self):
+        return {}
+
+
+def test_a_process_that_does_not_begin_is_no_images_fault():
+    process = LoaderProcess(Stillborn(LITE0))
+    with pytest.raises(BackendError, match="ended at its start, by exit status 1; a script that"):
+        process(Image("k", None, data=jpeg()))
+    process.close()
+
+
 class Deadly(Loader):
     """Crashes on one image, as a decoder with a bug does."""
 

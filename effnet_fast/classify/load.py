@@ -103,6 +103,11 @@ class LoaderProcess:
 
     An image whose process ends is tried once more in a new one; when that ends, too, it gets a row
     with the reason.
+
+    Raises
+    ------
+    BackendError
+        When called: a process ended before it began to decode.
     """
 
     def __init__(self, loader: Loader):
@@ -120,6 +125,7 @@ class LoaderProcess:
         )
         self._process.start()
         theirs.close()
+        self._ready = False
 
     @property
     def pid(self) -> int:
@@ -128,14 +134,27 @@ class LoaderProcess:
 
     def __call__(self, image: Image) -> Decoded:
         for _ in range(2):
+            self._await()
             try:
                 self._pipe.send(image)
                 return self._pipe.recv()
             except (EOFError, OSError):
                 code = self._stop()
                 self._start()
-        how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-        return Decoded(image.key, None, error=f"its decoder was ended twice, by {how}")
+        return Decoded(image.key, None, error=f"its decoder was ended twice, by {_how(code)}")
+
+    def _await(self) -> None:
+        """Until the process has begun: what ends it before is no image's fault."""
+        if self._ready:
+            return
+        try:
+            self._pipe.recv()
+        except (EOFError, OSError):
+            raise BackendError(
+                f"a decoding process ended at its start, by {_how(self._stop())}; a script that "
+                "uses processes keeps what it runs under if __name__ == '__main__'"
+            ) from None
+        self._ready = True
 
     def _stop(self) -> int:
         self._pipe.close()
@@ -150,12 +169,17 @@ class LoaderProcess:
         self._stop()
 
 
+def _how(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+
 def _serve(pipe: Connection, loader: Loader) -> None:
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
+        pipe.send("ready")
         while True:
             pipe.send(loader(pipe.recv()))
     except (EOFError, OSError):  # the parent has no more, or is gone
