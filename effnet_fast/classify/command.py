@@ -200,10 +200,10 @@ def images_of(options: argparse.Namespace) -> Iterator[Image]:
 
 def _paths(options: argparse.Namespace) -> Iterator[str | Path]:
     yield from options.paths
-    if options.list == "-":
-        yield from listed(sys.stdin.buffer)
-    elif options.list is not None:
-        with open(options.list, "rb") as lines:
+    if options.list is not None:
+        # Not sys.stdin: a thread that waits in it would keep Python from ending.
+        piped = options.list == "-"
+        with open(0 if piped else options.list, "rb", closefd=not piped) as lines:
             yield from listed(lines)
 
 

@@ -19,6 +19,8 @@ import torch
 from .load import Decoded
 from .sources import Image
 
+_PATIENCE = 1.0  # seconds that the source has to give the image that it was asked for
+
 Load = Callable[[Image], Decoded]
 Infer = Callable[[Sequence[Decoded]], Sequence[Any]]
 
@@ -151,12 +153,16 @@ class Workers:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the threads, after what each is at."""
+        """End the threads, after what each is at. One that waits for the source, as for a pipe that
+        no one writes to, is left behind.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        end = time.monotonic() + _PATIENCE
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive() and not (self._asking and time.monotonic() > end):
+                thread.join(0.05)
 
     # ---- a thread --------------------------------------------------------------------------------
 
