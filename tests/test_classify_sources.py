@@ -70,7 +70,7 @@ def test_tar(tmp_path, suffix, mode):
 
 def test_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.mkdir("a")
+        archive.writestr("a/", b"")
         for name, data in zip(("a/0.png", "1.png", "2.png"), PHOTOS, strict=True):
             archive.writestr(name, data)
         archive.writestr("notes.txt", "x")

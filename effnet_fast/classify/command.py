@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import ArgumentError
 from .embeddings import with_embeddings
 from .journal import Journal, fingerprint, places
@@ -40,24 +41,18 @@ def run(options: argparse.Namespace) -> int:
         status = _classify(options, loaded, classifier, journal, summary)
         if journal is not None and status is not None:
             journal.publish()
-    except KeyboardInterrupt:
-        if journal is None or not (journal.done or journal.pending):
-            if journal is not None:
-                journal.discard()
+    except BaseException as error:
+        if journal is None:
             raise
         journal.leave()
-        raise KeyboardInterrupt(journal.kept()) from None
-    except BaseException:
-        if journal is not None:
-            journal.leave()
+        if isinstance(error, KeyboardInterrupt) and journal.done:
+            raise KeyboardInterrupt(journal.kept()) from None
         raise
-    if status is None:  # --fail-fast
-        if journal is not None:
-            journal.leave()
-            if journal.done:
-                print(journal.kept(), file=sys.stderr)
-        return 1
-    return status
+    if status is None and journal is not None:
+        journal.leave()
+        if journal.done:
+            print(journal.kept(), file=sys.stderr)
+    return 1 if status is None else status
 
 
 def _prepared(options: argparse.Namespace) -> tuple[Loaded, Classifier, dict[str, Any]]:
@@ -78,6 +73,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Loaded, Classifier, dict[str
     )  # fmt: skip
     relative = any(not os.path.isabs(path) for path in options.paths) or options.list is not None
     arguments = {
+        "version": __version__,
         "sources": options.paths,
         "list": options.list,
         "folder": os.getcwd() if relative else None,
@@ -114,13 +110,11 @@ def changed_preprocess(loaded: Loaded, options: argparse.Namespace) -> Any:
 def _journal(options: argparse.Namespace, arguments: dict[str, Any]) -> Journal | None:
     if options.results_file is None:
         return None
-    vectors = [name for name, wanted in (
-        ("logits", options.logits), ("embedding", options.embeddings)
-    ) if wanted]  # fmt: skip
+    wanted = {"logits": options.logits, "embedding": options.embeddings}
     return Journal(
         options.results_file, options.results_format, arguments,
-        topk=DEFAULT_TOPK if options.topk is None else options.topk, vectors=vectors,
-        restart=options.restart,
+        topk=DEFAULT_TOPK if options.topk is None else options.topk,
+        vectors=[name for name in wanted if wanted[name]], restart=options.restart,
     )  # fmt: skip
 
 
@@ -161,9 +155,8 @@ def _classify(
                     journal.add(result)
     seconds = time.perf_counter() - start
     if stopped is not None:
-        print(
-            f"stopped at {printable(stopped.filename)}: {printable(stopped.error)}", file=sys.stderr
-        )
+        what = f"{printable(stopped.filename)}: {printable(stopped.error)}"
+        print(f"stopped at {what}", file=sys.stderr)
         return None
     _report(options, summary, classifier.times, summary.done - before, seconds)
     return 1 if summary.failed else 0

@@ -108,7 +108,7 @@ class Journal:
 
     def _open(self) -> None:
         self._database.execute("begin exclusive")
-        if self._database.execute("select 1 from sqlite_schema").fetchone() is None:
+        if self._database.execute("select 1 from sqlite_master").fetchone() is None:
             parts = self._parts()
             if parts:
                 raise ArgumentError(

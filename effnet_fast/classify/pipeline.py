@@ -20,8 +20,8 @@ from .workers import Times, Workers
 from .zoo import load_model
 
 DECODERS = ("threads", "processes")
-# Bytes of crops that are decoded while the model is still being made: 512 of 224x224.
-AHEAD = 512 * 224 * 224 * 3
+# Images that are decoded while the model is still being made: as many, of so many pixels in all.
+AHEAD, AHEAD_PIXELS = 512, 512 * 224 * 224
 
 
 class Classifier:
@@ -162,7 +162,7 @@ class Classifier:
             slots=slots,
             apart=not shared,
             model_threads=self._threads or torch.get_num_threads(),
-            ahead=0 if self.model else AHEAD // (3 * math.prod(self.preprocess.size)),
+            ahead=0 if self.model else min(AHEAD, AHEAD_PIXELS // math.prod(self.preprocess.size)),
         )
         self.times = workers.times
         return Run(self, workers, loads)

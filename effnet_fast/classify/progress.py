@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .pipeline import AHEAD
 from .results import Result
 from .sources import TABLES, TARS, ZIPS, find_images
 from .workers import Times
@@ -106,14 +107,15 @@ class Summary:
 
     def __init__(self) -> None:
         self.done = self.failed = 0
-        self._marks: list[tuple[int, float]] = []  # when the 64th came, the 128th, ...
+        # When the 512th came, the 1024th, ...: before them are images that were decoded ahead.
+        self._marks: list[tuple[int, float]] = []
         self._classes: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
     def add(self, result: Result) -> None:
         """One more."""
         self.done += 1
-        if self.done >= 64 and self.done & (self.done - 1) == 0:
+        if self.done >= AHEAD and self.done % AHEAD == 0 and (self.done // AHEAD).bit_count() == 1:
             self._marks.append((self.done, time.perf_counter()))
         self._last = time.perf_counter()
         if result.error:
