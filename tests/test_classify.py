@@ -523,7 +523,7 @@ def test_csv(tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         *("filename", "index_0", "label_0", "prob_0", "index_1", "label_1", "prob_1"),
-        *("note", "error"),
+        *("note", "error", "mode"),
     ]
     assert [row["filename"] for row in rows] == [r.filename for r in RESULTS]
     assert (rows[0]["index_0"], rows[0]["label_0"], rows[0]["prob_1"]) == ("3", "cat, big", "0.125")
@@ -537,6 +537,7 @@ def as_rows(results):
         {
             "filename": r.filename, "index": list(r.indices), "label": list(r.labels),
             "prob": [float(np.float32(p)) for p in r.probs], "note": r.note, "error": r.error,
+            "mode": r.mode,
         }
         for r in results
     ]  # fmt: skip
@@ -588,7 +589,7 @@ def test_a_link_keeps_being_one(tmp_path):
     ("name", "format", "expected"),
     [
         ("r.txt", None, "its format is not clear from its name"),
-        ("r.csv", "xml", "results format is 'xml'; accepted: csv, json, parquet"),
+        ("r.csv", "xml", "results format is 'xml'; accepted: csv, json, jsonl, parquet, sqlite"),
         ("no/folder/r.csv", None, "no such file or directory"),
         ("", "csv", "not a regular file"),
     ],

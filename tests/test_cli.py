@@ -200,7 +200,6 @@ def test_wrong_usage_is_one_line(folder, tmp_path, capsys, options, expected):
         (["classify", "x.png", "--pretrained"], "--model"),
         (["classify", "x.png", "--model", "efficientnet_b0"], "--checkpoint --pretrained"),
         (["classify", "x.png", *LITE0, "--checkpoint", "x"], "not allowed with"),
-        (["classify", *LITE0], "PATH"),
         (["classify", "x.png", *LITE0, "--topk", "many"], "invalid int value: 'many'"),
         (["unknown"], "invalid choice: 'unknown'"),
     ],
@@ -222,6 +221,11 @@ def test_interrupted_leaves_no_file(folder, tmp_path, capsys, monkeypatch):
     assert main(["classify", str(folder), *STOCK, "--results-file", str(out)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_something_to_classify_is_needed(capsys):
+    assert main(["classify", *LITE0]) == 2
+    assert "PATH is missing; accepted: a PATH or more, or --list" in capsys.readouterr().err
 
 
 def effnet_fast_command(*arguments, **options):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from .decode import decode
+from .journal import Journal
 from .labels import imagenet_labels, labels_for, read_labels
-from .pipeline import Result, classify
+from .load import MODES
+from .pipeline import Classifier, classify
 from .preprocess import Preprocess
+from .results import Result
 from .sinks import open_sink
-from .sources import Image, find_images
+from .sources import Columns, Image, find_images
 from .zoo import Loaded, load_model
 
 __all__ = [
+    "MODES",
+    "Classifier",
+    "Columns",
     "Image",
+    "Journal",
     "Loaded",
     "Preprocess",
     "Result",

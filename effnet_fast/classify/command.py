@@ -3,100 +3,247 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import ArgumentError
+from .embeddings import with_embeddings
+from .journal import Journal, fingerprint, places
 from .labels import read_labels
-from .pipeline import DEFAULT_TOPK, Result, classify
-from .sinks import open_sink
-from .sources import find_images
+from .pipeline import Classifier, Run
+from .progress import Progress, Summary
+from .results import DEFAULT_TOPK, Result
+from .sources import Columns, Image, find_images, listed
+from .workers import Times
 from .zoo import Loaded, load_model
 
 
 def run(options: argparse.Namespace) -> int:
     """The exit status: 0, or 1 when an image has no answer."""
-    _check(options)
+    check(options)
+    _check_results(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    sink = nullcontext()
-    if options.results_file is not None:
-        topk = DEFAULT_TOPK if options.topk is None else options.topk
-        sink = open_sink(options.results_file, options.results_format, topk=topk)
-    done = failed = 0
-    with sink as file:
-        loaded = load_model(
-            options.model,
-            checkpoint=options.checkpoint,
-            pretrained=options.pretrained,
-            num_classes=options.num_classes,
-        )
-        preprocess = loaded.preprocess.changed(
-            img_size=options.img_size,
-            crop_pct=options.crop_pct,
-            crop_mode=options.crop_mode,
-            interpolation=options.interpolation,
-            mean=options.mean,
-            std=options.std,
-        )
-        labels = None if options.class_map is None else read_labels(options.class_map)
-        model, engine = _engine(loaded, options)
-        print(
-            f"{loaded.name}: {engine}, {torch.get_num_threads()} threads; input {preprocess}",
-            file=sys.stderr,
-        )
-        start = time.perf_counter()
-        for result in classify(
-            find_images(options.paths),
-            model,
-            preprocess,
-            labels=labels,
-            topk=options.topk,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            apply_exif=options.apply_exif,
-        ):
-            done += 1
-            failed += bool(result.error)
-            if file is None:
-                print(table(result))
-            else:
-                file.write(result)
-        seconds = time.perf_counter() - start
-    summary = f"{done - failed} of {done} classified in {seconds:.1f} s"
-    if failed:
-        summary += f"; {failed} failed, see the error of each"
-    if options.results_file is not None:
-        summary += f"; results in {options.results_file}"
-    print(summary, file=sys.stderr)
-    return 1 if failed else 0
+    loaded, classifier, arguments = _prepared(options)
+    journal = _journal(options, arguments)
+    summary = Summary()
+    if journal is not None:
+        _go_on(journal, summary)
+    try:
+        status = _classify(options, loaded, classifier, journal, summary)
+        if journal is not None and status is not None:
+            journal.publish()
+    except BaseException as error:
+        if journal is None:
+            raise
+        journal.leave()
+        if isinstance(error, KeyboardInterrupt) and journal.done:
+            raise KeyboardInterrupt(journal.kept()) from None
+        raise
+    if status is None and journal is not None:
+        journal.leave()
+        if journal.done:
+            print(journal.kept(), file=sys.stderr)
+    return 1 if status is None else status
 
 
-def _check(options: argparse.Namespace) -> None:
-    """What can be refused before any work."""
-    for name in ("topk", "batch_size", "workers", "threads", "num_classes", "img_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ArgumentError(f"--{name.replace('_', '-')} is {value}; accepted: 1 and up")
-    if options.results_format is not None and options.results_file is None:
-        raise ArgumentError("--results-format needs --results-file, the file to write")
-    if options.no_optimize and options.backend is not None:
-        raise ArgumentError("--no-optimize runs the stock model, which has no --backend")
+def _prepared(options: argparse.Namespace) -> tuple[Loaded, Classifier, dict[str, Any]]:
+    """The model, what labels with it, and all that the results depend on."""
+    loaded = load_model(
+        options.model,
+        checkpoint=options.checkpoint,
+        pretrained=options.pretrained,
+        num_classes=options.num_classes,
+    )
+    preprocess = changed_preprocess(loaded, options)
+    labels = None if options.class_map is None else read_labels(options.class_map)
+    classifier = Classifier(
+        None, preprocess, labels=labels, topk=options.topk, batch_size=options.batch_size,
+        workers=options.workers, mode=options.mode, apply_exif=options.apply_exif,
+        logits=options.logits, embeddings=options.embeddings, decoders=options.decoders,
+        threads=options.threads,
+    )  # fmt: skip
+    relative = any(not os.path.isabs(path) for path in options.paths) or options.list is not None
+    arguments = {
+        "version": __version__,
+        "sources": options.paths,
+        "list": options.list,
+        "folder": os.getcwd() if relative else None,
+        "image column": options.image_column,
+        "key column": options.key_column,
+        "model": loaded.name,
+        "weights": fingerprint(loaded.model),
+        "optimized": not options.no_optimize,
+        "backend": options.backend or "auto",
+        "preprocessing": repr(preprocess),
+        "mode": options.mode,
+        "apply EXIF": options.apply_exif,
+        "topk": options.topk,
+        "class map": labels,
+        "logits": options.logits,
+        "embeddings": options.embeddings,
+        "format": options.results_format,
+    }
+    return loaded, classifier, arguments
+
+
+def changed_preprocess(loaded: Loaded, options: argparse.Namespace) -> Any:
+    """The model's preprocessing with the options over it."""
+    return loaded.preprocess.changed(
+        img_size=options.img_size,
+        crop_pct=options.crop_pct,
+        crop_mode=options.crop_mode,
+        interpolation=options.interpolation,
+        mean=options.mean,
+        std=options.std,
+    )
+
+
+def _journal(options: argparse.Namespace, arguments: dict[str, Any]) -> Journal | None:
+    if options.results_file is None:
+        return None
+    wanted = {"logits": options.logits, "embedding": options.embeddings}
+    return Journal(
+        options.results_file, options.results_format, arguments,
+        topk=DEFAULT_TOPK if options.topk is None else options.topk,
+        vectors=[name for name in wanted if wanted[name]], restart=options.restart,
+    )  # fmt: skip
+
+
+def _go_on(journal: Journal, summary: Summary) -> None:
+    if journal.done:
+        print(f"going on after {journal.done} images that are done", file=sys.stderr)
+        for result in journal.results():
+            summary.add(result)
+
+
+def _classify(
+    options: argparse.Namespace,
+    loaded: Loaded,
+    classifier: Classifier,
+    journal: Journal | None,
+    summary: Summary,
+) -> int | None:
+    """The exit status, or None where `--fail-fast` stopped."""
+    images = images_of(options)
+    if journal is not None:
+        images = (image for image in images if not journal.holds(image.key))
+    before, start = summary.done, time.perf_counter()
+    shared = not options.no_optimize and options.backend in (None, "auto", "cpu")
+    stopped = None
+    with closing(classifier.run(images, shared)) as going:
+        _start(going, loaded, classifier, options)
+        counted = options.paths if options.list is None else None
+        with closing(Progress(counted, before)) as progress:
+            for result in going:
+                if result.error and options.fail_fast:
+                    stopped = result
+                    break
+                summary.add(result)
+                progress.add(result, classifier.times)
+                if journal is None:
+                    print(table(result))
+                else:
+                    journal.add(result)
+    seconds = time.perf_counter() - start
+    if stopped is not None:
+        what = f"{printable(stopped.filename)}: {printable(stopped.error)}"
+        print(f"stopped at {what}", file=sys.stderr)
+        return None
+    _report(options, summary, classifier.times, summary.done - before, seconds)
+    return 1 if summary.failed else 0
+
+
+def _start(going: Run, loaded: Loaded, classifier: Classifier, options: argparse.Namespace) -> None:
+    """Make the model, while images are decoded, and let it begin."""
+    model, engine = _engine(loaded, options)
+    print(
+        f"{loaded.name}: {engine}, {torch.get_num_threads()} threads; input "
+        f"{classifier.preprocess}; {options.mode} decoding",
+        file=sys.stderr,
+    )
+    going.start(model)
 
 
 def _engine(loaded: Loaded, options: argparse.Namespace) -> tuple[torch.nn.Module, str]:
+    model = with_embeddings(loaded.model) if options.embeddings else loaded.model
     if options.no_optimize:
-        return loaded.model, "stock PyTorch"
+        return model, "stock PyTorch"
     from ..optimize import optimize
 
-    model = optimize(loaded.model, backend=options.backend or "auto")
+    model = optimize(model, backend=options.backend or "auto")
     report = model.report
     return model, (
         f"{report.backend} backend, {100 * report.fused_share:.4g} % of multiply-adds fused"
     )
+
+
+def images_of(options: argparse.Namespace) -> Iterator[Image]:
+    """What the paths and the list lead to."""
+    return find_images(_paths(options), Columns(options.image_column, options.key_column))
+
+
+def _paths(options: argparse.Namespace) -> Iterator[str | Path]:
+    yield from options.paths
+    if options.list is not None:
+        # Not sys.stdin: a thread that waits in it would keep Python from ending.
+        piped = options.list == "-"
+        with open(0 if piped else options.list, "rb", closefd=not piped) as lines:
+            yield from listed(lines)
+
+
+def _report(
+    options: argparse.Namespace, summary: Summary, times: Times, images: int, seconds: float
+) -> None:
+    done, failed = summary.done, summary.failed
+    text = f"{done - failed} of {done} classified in {seconds:.1f} s"
+    if failed:
+        text += f"; {failed} failed, see the error of each"
+    if options.results_file is not None:
+        text += f"; results in {options.results_file}"
+    print(text, file=sys.stderr)
+    if options.summary:
+        print("\n".join(map(printable, summary.lines(times, images, seconds))))
+
+
+def check(options: argparse.Namespace) -> None:
+    """What can be refused before any work."""
+    names: tuple[str, ...] = ("batch_size", "workers", "threads", "num_classes", "img_size")
+    for name in ("topk", *names, "limit"):
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{name.replace('_', '-')} is {value}; accepted: 1 and up")
+    if not options.paths and options.list is None:
+        raise ArgumentError("PATH is missing; accepted: a PATH or more, or --list")
+    if options.list not in (None, "-"):
+        _readable("--list", options.list)
+
+
+def _readable(option: str, path: str) -> None:
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise ArgumentError(f"{option} {path}: {error.strerror.lower()}") from error
+
+
+def _check_results(options: argparse.Namespace) -> None:
+    if options.results_file is None:
+        if options.results_format is not None:
+            raise ArgumentError("--results-format needs --results-file, the file to write")
+        if options.logits or options.embeddings:
+            raise ArgumentError("--logits and --embeddings need --results-file, the file to write")
+    else:
+        places(options.results_file, options.results_format)
+    if options.no_optimize and options.backend is not None:
+        raise ArgumentError("--no-optimize runs the stock model, which has no --backend")
 
 
 def table(result: Result) -> str:

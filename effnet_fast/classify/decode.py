@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -11,9 +16,16 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..errors import ImageError
 from .sources import reason
 
+try:
+    import simplejpeg
+except ImportError:  # Pillow gives the same pixels, and can't scale while it decodes
+    simplejpeg = None
+HAS_TURBO = simplejpeg is not None
+
 # Where Pillow itself takes a file for a decompression bomb; 178,956,970 pixels are 512 MiB of RGB.
 MAX_PIXELS = 178_956_970
 
+_JPEG = b"\xff\xd8\xff"
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UPRIGHT = {  # what turns an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,7 +39,7 @@ _UPRIGHT = {  # what turns an image of each EXIF orientation upright
 
 
 def decode(
-    path: str | os.PathLike[str], *, apply_exif: bool = False
+    source: str | os.PathLike[str] | bytes, *, apply_exif: bool = False
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """Read an image file as timm and torchvision do, where they do it right.
 
@@ -48,7 +60,7 @@ def decode(
 
     Parameters
     ----------
-    path : path of the file.
+    source : path of the file, or its bytes.
     apply_exif : turn the image as its EXIF orientation says; timm and torchvision do not.
 
     Returns
@@ -61,13 +73,92 @@ def decode(
     ImageError
         With the reason: unreadable, empty, not an image, truncated, too large, no defined range.
     """
+    with _reasons(), _opened(source) as image:
+        return _decoded(image, apply_exif)
+
+
+Least = Callable[[int, int], tuple[int, int]]
+
+
+def decode_pixels(
+    source: str | os.PathLike[str] | bytes, *, apply_exif: bool = False, least: Least | None = None
+) -> tuple[np.ndarray, tuple[int, int], tuple[str, ...]]:
+    """`decode` to an array, by libjpeg-turbo where it is a JPEG: the same pixels.
+
+    Parameters
+    ----------
+    source, apply_exif : as of `decode`.
+    least : from the width and height of the whole image those that its pixels must have at least.
+        A JPEG is then decoded to the smallest of the scales 1/8 to 8/8 that has them, in the
+        frequencies, which is faster and not the same pixels.
+
+    Returns
+    -------
+    pixels : uint8 (height, width, 3).
+    size : width and height of the whole image.
+    notes : as of `decode`.
+
+    Raises
+    ------
+    ImageError
+        As of `decode`.
+    """
+    with _reasons():
+        if simplejpeg is not None:
+            data = _jpeg_bytes(source)
+            if data is not None:
+                with _opened(data) as image:
+                    found = _turbo(data, image, apply_exif, least)
+                if found is not None:
+                    return found
+                source = data
+        with _opened(source) as image:
+            rgb, notes = _decoded(image, apply_exif)
+        return np.array(rgb), rgb.size, notes
+
+
+def _jpeg_bytes(source: str | os.PathLike[str] | bytes) -> bytes | None:
+    """All of a JPEG; None of anything else, which may be too large to be read for nothing."""
+    if isinstance(source, bytes):
+        return source if source.startswith(_JPEG) else None
+    with _file(source) as file:
+        head = file.read(len(_JPEG))
+        return head + file.read() if head == _JPEG else None
+
+
+def _turbo(
+    data: bytes, image: Image.Image, apply_exif: bool, least: Least | None
+) -> tuple[np.ndarray, tuple[int, int], tuple[str, ...]] | None:
+    """What libjpeg-turbo makes of a plain JPEG that it has no complaint about; else None."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    _check_size(image)
+    orientation = _orientation(image)
+    upright = _upright(image.size, orientation, apply_exif)
+    width, height = (0, 0) if least is None else least(*upright)
+    if upright != image.size:
+        width, height = height, width
     try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise ImageError("an empty file (0 bytes)")
-            file.seek(0)
-            with Image.open(file, formats=_formats()) as image:
-                return _decoded(image, apply_exif)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+    except ValueError:  # Pillow takes some of what it refuses, and says what is wrong with others
+        return None
+    notes = []
+    if orientation in _UPRIGHT:
+        if apply_exif:
+            pixels = np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+        notes.append(_turned(orientation, apply_exif))
+    return pixels, upright, tuple(notes)
+
+
+def _upright(size: tuple[int, int], orientation: int, apply_exif: bool) -> tuple[int, int]:
+    return size[::-1] if apply_exif and 5 <= orientation <= 8 else size
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises as an `ImageError` with the reason."""
+    try:
+        yield
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -81,6 +172,22 @@ def decode(
         raise ImageError(f"damaged or truncated: {type(error).__name__}: {detail}") from error
 
 
+def _file(path: str | os.PathLike[str]) -> IO[bytes]:
+    if stat.S_ISFIFO(os.stat(path).st_mode):  # whose opening would wait for a writer
+        raise ImageError("not a regular file")
+    return open(path, "rb")
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image.Image]:
+    with io.BytesIO(source) if isinstance(source, bytes) else _file(source) as file:
+        if not file.read(1):
+            raise ImageError("an empty file (0 bytes)")
+        file.seek(0)
+        with Image.open(file, formats=_formats()) as image:
+            yield image
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
@@ -89,11 +196,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _decoded(image: Image.Image, apply_exif: bool) -> tuple[Image.Image, tuple[str, ...]]:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"too large: {width}x{height} pixels, maybe a decompression bomb; at most {MAX_PIXELS}"
-        )
+    _check_size(image)
     notes = []
     # A phone's MPO holds its photo first and previews or a second eye's view behind it.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -107,8 +210,20 @@ def _decoded(image: Image.Image, apply_exif: bool) -> tuple[Image.Image, tuple[s
     if orientation in _UPRIGHT:
         if apply_exif:
             rgb = rgb.transpose(_UPRIGHT[orientation])
-        notes.append(f"EXIF orientation {orientation} {'' if apply_exif else 'not '}applied")
+        notes.append(_turned(orientation, apply_exif))
     return rgb, tuple(notes)
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"too large: {width}x{height} pixels, maybe a decompression bomb; at most {MAX_PIXELS}"
+        )
+
+
+def _turned(orientation: int, applied: bool) -> str:
+    return f"EXIF orientation {orientation} {'' if applied else 'not '}applied"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,217 +1,232 @@
-"""Images to results: decoding in threads, batches filled across files, one row for every image."""
+"""Images to results: decoded by threads, batches filled across files, one row for every image."""
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..errors import ArgumentError, ImageError
-from .decode import decode
-from .labels import labels_for
+from ..errors import ArgumentError
+from .load import Loader, LoaderProcess
 from .preprocess import Preprocess
-from .sources import Image
+from .results import Answers, Model, Result
+from .sources import Columns, Image, find_images
+from .workers import Times, Workers
+from .zoo import load_model
 
-_log = logging.getLogger(__name__)
-
-Model = Callable[[torch.Tensor], Any]
-DEFAULT_TOPK = 5
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one image.
-
-    Attributes
-    ----------
-    filename : the image's key.
-    indices, labels, probs : the best classes, most probable first; empty when there is an error.
-    note : what was done to the image that is not plain; empty when nothing was.
-    error : why there is no answer; empty when there is.
-    """
-
-    filename: str
-    indices: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
-    probs: tuple[float, ...] = ()
-    note: str = ""
-    error: str = ""
+DECODERS = ("threads", "processes")
+# Images that are decoded while the model is still being made: as many, of so many pixels in all.
+AHEAD, AHEAD_PIXELS = 512, 512 * 224 * 224
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    key: str
-    pixels: np.ndarray | None  # None with an error
-    note: str = ""
-    error: str = ""
-
-
-def classify(
-    images: Iterable[Image],
-    model: Model,
-    preprocess: Preprocess,
-    *,
-    labels: Sequence[str] | None = None,
-    topk: int | None = None,
-    batch_size: int = 16,
-    workers: int | None = None,
-    apply_exif: bool = False,
-) -> Iterator[Result]:
-    """One `Result` for every image, in order, while the images that come are decoded ahead.
+class Classifier:
+    """A model with all that it takes to label images, for use inside programs.
 
     Parameters
     ----------
-    images : from `find_images`.
-    model : takes float32 (N, 3, H, W), gives logits (N, classes) or an output with ``.logits``.
-        When it raises on a batch, the batch's images are tried one by one, so that an image that
-        it cannot take fails alone.
+    model : takes float32 (N, 3, H, W), gives logits (N, classes) or an output with ``.logits``. One
+        from `effnet_fast.optimize` on the CPU is called by several threads at a time, any other by
+        one. None to bring it later, to `run`.
     preprocess : the model's own.
     labels : one per class; by default ImageNet's names for 1,000 classes, else numbers.
     topk : how many classes; by default 5, or all when there are fewer.
     batch_size : images per call of the model; the last call has what is left.
-    workers : decoding threads; by default one per core that this process may use, at most 8. At
-        most ``2 * (batch_size + workers)`` decoded images are held.
+    workers : decoding threads; by default one per core that this process may use.
+    mode : how pixels are made. "default": all of a JPEG decoded, resized by torch's antialiased
+        8-bit filter; "exact": resized by Pillow, timm's and torchvision's very pixels;
+        "fast-decode": JPEGs scaled while they are decoded.
     apply_exif : turn images upright, which timm and torchvision do not.
+    logits, embeddings : whether results have them. For embeddings ``model`` gives a pair, as one
+        from `with_embeddings` does.
+    decoders : "threads", for all decoders here release the GIL; "processes", each thread with one,
+        where files may crash a decoder.
+    threads : batches that may be with the model at a time; by default as many as there are workers.
+        Of a model that only one thread may call, the threads of torch's that it has; by default as
+        many as torch is set to.
 
-    Raises
-    ------
-    ArgumentError
-        An option is out of range; ``topk`` or ``labels`` do not fit the model's outputs, which is
-        known with the first batch.
+    Attributes
+    ----------
+    model, preprocess : as given.
+    times : what threads spent their time on, in the last run that was begun.
     """
-    workers = default_workers() if workers is None else workers
-    for name, value in (("batch_size", batch_size), ("workers", workers), ("topk", topk)):
-        if value is not None and value < 1:
-            raise ArgumentError(f"{name} is {value}; accepted: 1 and up")
-    return _classify(iter(images), model, preprocess, labels, topk, batch_size, workers, apply_exif)
+
+    def __init__(
+        self,
+        model: Model | None,
+        preprocess: Preprocess,
+        *,
+        labels: Sequence[str] | None = None,
+        topk: int | None = None,
+        batch_size: int = 16,
+        workers: int | None = None,
+        mode: str = "default",
+        apply_exif: bool = False,
+        logits: bool = False,
+        embeddings: bool = False,
+        decoders: str = "threads",
+        threads: int | None = None,
+    ):
+        workers = default_workers() if workers is None else workers
+        numbers = (
+            ("batch_size", batch_size), ("workers", workers), ("topk", topk), ("threads", threads),
+        )  # fmt: skip
+        for name, value in numbers:
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name} is {value}; accepted: 1 and up")
+        if decoders not in DECODERS:
+            raise ArgumentError(f"decoders is {decoders!r}; accepted: {', '.join(DECODERS)}")
+        self.model = model
+        self.times = Times()
+        self.preprocess = preprocess
+        self._loader = Loader(preprocess, mode, apply_exif)
+        self._labels, self._topk = labels, topk
+        self._logits, self._embeddings = logits, embeddings
+        self._batch_size, self._workers, self._threads = batch_size, workers, threads
+        self._decoders = decoders
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        checkpoint: str | None = None,
+        pretrained: bool = False,
+        num_classes: int | None = None,
+        backend: str = "auto",
+        **options: Any,
+    ) -> Classifier:
+        """A model by name, optimised; ``options`` are the constructor's.
+
+        Raises
+        ------
+        EffnetFastError
+            As of `load_model` and `effnet_fast.optimize`.
+        """
+        from ..optimize import optimize
+
+        loaded = load_model(
+            name, checkpoint=checkpoint, pretrained=pretrained, num_classes=num_classes
+        )
+        model = loaded.model
+        if options.get("embeddings"):
+            from .embeddings import with_embeddings
+
+            model = with_embeddings(model)
+        return cls(optimize(model, backend=backend), loaded.preprocess, **options)
+
+    def __call__(
+        self,
+        source: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Image],
+        columns: Columns | None = None,
+    ) -> Iterator[Result]:
+        """One `Result` for every image, in order, while the images that come are decoded ahead.
+
+        Parameters
+        ----------
+        source : a path or paths, as of `find_images`, or images.
+        columns : of tables, as of `find_images`.
+
+        Raises
+        ------
+        ArgumentError
+            ``topk`` or ``labels`` do not fit the model's outputs, which is known with the first
+            batch; a table has no such column.
+        """
+        run = self.run(images_of(source, columns), is_shared(self.model))
+        with closing(run):
+            run.start(self.model)
+            yield from run
+
+    def run(self, images: Iterator[Image], shared: bool) -> Run:
+        """Begin to decode. Results come once the run has a model; it must be closed.
+
+        Parameters
+        ----------
+        images : from `find_images`, or of your own.
+        shared : whether several threads may call the model at once.
+        """
+        slots = (self._threads or self._workers) if shared else 1
+        if self._decoders == "processes":
+            loads = [LoaderProcess(self._loader) for _ in range(self._workers)]
+        else:
+            loads = [self._loader] * self._workers
+        workers = Workers(
+            images,
+            loads,
+            batch_size=self._batch_size,
+            slots=slots,
+            apart=not shared,
+            model_threads=self._threads or torch.get_num_threads(),
+            ahead=0 if self.model else min(AHEAD, AHEAD_PIXELS // math.prod(self.preprocess.size)),
+        )
+        self.times = workers.times
+        return Run(self, workers, loads)
+
+    def answers(self, model: Model) -> Answers:
+        """From decoded images to results."""
+        return Answers(
+            model, self.preprocess.normalise, self._labels, self._topk, self._loader.mode,
+            self._logits, self._embeddings,
+        )  # fmt: skip
+
+
+class Run:
+    """Images on their way to results; `Classifier.run` makes one."""
+
+    def __init__(self, classifier: Classifier, workers: Workers, loads: Sequence[Any]):
+        self._classifier, self._workers, self._loads = classifier, workers, loads
+
+    def start(self, model: Model) -> None:
+        """Bring the model."""
+        self._workers.start(self._classifier.answers(model))
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._workers)
+
+    def close(self) -> None:
+        """End its threads and processes."""
+        self._workers.close()
+        for load in self._loads:
+            if isinstance(load, LoaderProcess):
+                load.close()
+
+
+def classify(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Image],
+    model: Model,
+    preprocess: Preprocess,
+    **options: Any,
+) -> Iterator[Result]:
+    """One `Result` for every image of ``source``, in order: ``Classifier(...)(source)``.
+
+    ``options`` are those of `Classifier`.
+    """
+    return Classifier(model, preprocess, **options)(source)
 
 
 def default_workers() -> int:
-    """Decoding threads: one per core that this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    """Decoding threads: one per core that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
-def _classify(
-    images: Iterator[Image],
-    model: Model,
-    preprocess: Preprocess,
-    labels: Sequence[str] | None,
-    topk: int | None,
-    batch_size: int,
-    workers: int,
-    apply_exif: bool,
-) -> Iterator[Result]:
-    def load(image: Image) -> _Decoded:
-        return _load(image, preprocess, apply_exif)
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[Future[_Decoded]] = deque()
-    try:
-        group: list[_Decoded] = []  # in order; errors between good images take no place in a batch
-        good = 0
-        while True:
-            room = batch_size + 2 * workers - len(ahead)
-            ahead.extend(pool.submit(load, image) for image in islice(images, room))
-            if not ahead:
-                break
-            decoded = ahead.popleft().result()
-            group.append(decoded)
-            good += decoded.pixels is not None
-            if good in (0, batch_size):
-                yield from _answer(group, model, labels, topk)
-                group, good = [], 0
-        yield from _answer(group, model, labels, topk)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def images_of(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Image],
+    columns: Columns | None = None,
+) -> Iterator[Image]:
+    """The images of whatever `classify` takes."""
+    if isinstance(source, (str, os.PathLike)):
+        source = (source,)
+    for are_images, some in groupby(source, lambda one: isinstance(one, Image)):
+        yield from some if are_images else find_images(some, columns)  # noqa: B031
 
 
-def _load(image: Image, preprocess: Preprocess, apply_exif: bool) -> _Decoded:
-    if image.error:
-        return _Decoded(image.key, None, error=image.error)
-    try:
-        picture, notes = decode(image.path, apply_exif=apply_exif)
-        return _Decoded(image.key, preprocess(picture), note="; ".join(notes))
-    except ImageError as error:
-        return _Decoded(image.key, None, error=str(error))
-    except MemoryError:
-        return _Decoded(image.key, None, error="not enough memory to decode it")
+def is_shared(model: Model) -> bool:
+    """Whether several threads may call it at once, each on a core of its own."""
+    from ..model import OptimizedModel
 
-
-def _answer(
-    group: list[_Decoded], model: Model, labels: Sequence[str] | None, topk: int | None
-) -> Iterator[Result]:
-    batch = [image.pixels for image in group if image.pixels is not None]
-    rows = iter(_rows(batch, model, labels, topk))
-    for image in group:
-        if image.pixels is None:
-            yield Result(image.key, error=image.error)
-        else:
-            yield _result(image, next(rows), labels, topk)
-
-
-def _rows(
-    batch: list[np.ndarray], model: Model, labels: Sequence[str] | None, topk: int | None
-) -> list[torch.Tensor | str]:
-    """Per image its probabilities, or why there are none."""
-    if not batch:
-        return []
-    try:
-        probabilities = _probabilities(model, batch)
-    except Exception as error:
-        if len(batch) > 1:
-            _log.warning(
-                "the model failed on a batch of %d (%s): trying its images one by one",
-                len(batch), error,
-            )  # fmt: skip
-            return [row for pixels in batch for row in _rows([pixels], model, labels, topk)]
-        return [f"the model failed: {type(error).__name__}: {' '.join(str(error).split())}"]
-    _check_classes(probabilities.shape[1], labels, topk)
-    finite = probabilities.isfinite().all(dim=1).tolist()
-    return [
-        row if fine else "the model's output is not finite"
-        for row, fine in zip(probabilities, finite, strict=True)
-    ]
-
-
-def _probabilities(model: Model, batch: list[np.ndarray]) -> torch.Tensor:
-    with torch.inference_mode():
-        output = model(torch.from_numpy(np.stack(batch)))
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(batch):
-            kind = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
-            raise TypeError(f"its output is a {kind}; accepted: logits ({len(batch)}, classes)")
-        return logits.float().softmax(dim=1)
-
-
-def _check_classes(classes: int, labels: Sequence[str] | None, topk: int | None) -> None:
-    if labels is not None and len(labels) != classes:
-        raise ArgumentError(
-            f"labels has {len(labels)} names; accepted: {classes}, one per output of the model"
-        )
-    if topk is not None and topk > classes:
-        raise ArgumentError(f"topk is {topk}; accepted: at most the model's {classes} classes")
-
-
-def _result(
-    image: _Decoded, row: torch.Tensor | str, labels: Sequence[str] | None, topk: int | None
-) -> Result:
-    if isinstance(row, str):
-        return Result(image.key, note=image.note, error=row)
-    names = labels_for(len(row)) if labels is None else labels
-    probs, indices = row.topk(min(DEFAULT_TOPK, len(row)) if topk is None else topk)
-    indices = indices.tolist()
-    return Result(
-        image.key,
-        tuple(indices),
-        tuple(names[index] for index in indices),
-        tuple(probs.tolist()),
-        image.note,
-    )
+    return isinstance(model, OptimizedModel) and all(p.backend == "cpu" for p in model.parts())

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from ..errors import ArgumentError, ImageError
 from .decode import MAX_PIXELS
@@ -21,12 +23,14 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP_MODES = ("center", "squash")
+# Those that torch has for 8-bit pixels, with an antialiasing filter as Pillow's.
+_TORCH = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize by Pillow, crop the centre, scale to 0..1, normalise: timm's and torchvision's pixels,
-    bit for bit.
+    """Resize, crop the centre, scale to 0..1, normalise: with Pillow's resize timm's and
+    torchvision's pixels, bit for bit.
 
     Attributes
     ----------
@@ -71,22 +75,87 @@ class Preprocess:
         ImageError
             The image is so elongated that its resize would pass `MAX_PIXELS`.
         """
-        width, height = self._resized(*image.size)
-        if width * height > MAX_PIXELS:
+        return self.normalise(np.stack([self.crop(image)]))[0].numpy()
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """Resized by Pillow and cropped: uint8 (height, width, 3), from an RGB image.
+
+        Raises
+        ------
+        ImageError
+            As of calling it.
+        """
+        width, height = self.resized(*image.size)
+        left, top = _start(width, self.size[1]), _start(height, self.size[0])
+        if (width, height) != image.size:
+            # Of what the crop leaves out along an edge nothing is computed, where Pillow's float32
+            # has the very numbers; elsewhere a pixel in some thousands would be off by one.
+            columns = _exact_part(image.width, width, left, self.size[1])
+            rows = _exact_part(image.height, height, top, self.size[0])
+            box = (columns[0], rows[0], columns[1], rows[1])
+            part = (columns[2], rows[2])
+            image = image.resize(part, INTERPOLATIONS[self.interpolation], box)
+            left = 0 if columns[3] else left
+            top = 0 if rows[3] else top
+        image = image.crop((left, top, left + self.size[1], top + self.size[0]))
+        return np.asarray(image)
+
+    def crop_pixels(self, pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """As `crop`, from uint8 (height, width, 3), by torch's antialiased resize for 8-bit pixels.
+
+        It rounds its weights to 16 bits and Pillow to 22: a pixel is off by 1 now and then. The
+        filters that torch has not are Pillow's.
+
+        Parameters
+        ----------
+        pixels : an image, or one that was scaled while it was decoded.
+        size : width and height of the whole image, when ``pixels`` were scaled.
+
+        Raises
+        ------
+        ImageError
+            As of calling it.
+        """
+        if self.interpolation not in _TORCH:
+            return self.crop(Image.fromarray(pixels))
+        width, height = self.resized(*(size or pixels.shape[1::-1]))
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # which is channels-last
+        if (height, width) != x.shape[2:]:
+            x = interpolate(x, (height, width), mode=self.interpolation, antialias=True)
+        left, top = _start(width, self.size[1]), _start(height, self.size[0])
+        x = x[0].permute(1, 2, 0)
+        if left >= 0 and top >= 0:
+            # A copy: what lies around the crop is not kept.
+            x = x[top : top + self.size[0], left : left + self.size[1]]
+            return x.numpy().copy()
+        out = np.zeros((*self.size, 3), np.uint8)
+        inner = x[max(top, 0) :, max(left, 0) :].numpy()[: self.size[0], : self.size[1]]
+        at_top, at_left = max(-top, 0), max(-left, 0)
+        out[at_top : at_top + inner.shape[0], at_left : at_left + inner.shape[1]] = inner
+        return out
+
+    def normalise(self, pixels: np.ndarray) -> torch.Tensor:
+        """The model's input, float32 (N, 3, height, width), from uint8 (N, height, width, 3)."""
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return x.div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image of a width and height is resized to.
+
+        Raises
+        ------
+        ImageError
+            As of calling it.
+        """
+        to = self._resized(width, height)
+        if to[0] * to[1] > MAX_PIXELS:
             raise ImageError(
-                f"too elongated: {image.width}x{image.height} pixels would be {width}x{height} "
+                f"too elongated: {width}x{height} pixels would be {to[0]}x{to[1]} "
                 f"for this model; at most {MAX_PIXELS}"
             )
-        if (width, height) != image.size:
-            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        left, top = _start(width, self.size[1]), _start(height, self.size[0])
-        image = image.crop((left, top, left + self.size[1], top + self.size[0]))
-        # numpy, not torch: in a decoding thread torch would start a team of threads of its own.
-        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-        pixels /= np.float32(255)
-        pixels -= np.asarray(self.mean, np.float32)[:, None, None]
-        pixels /= np.asarray(self.std, np.float32)[:, None, None]
-        return pixels
+        return to
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         to_height, to_width = self.resize
@@ -151,6 +220,23 @@ def _three(values: Sequence[float]) -> tuple[float, ...]:
 def _start(edge: int, crop: int) -> int:
     """Where torchvision's CenterCrop starts; below 0 it pads with black."""
     return round((edge - crop) / 2) if edge >= crop else -((crop - edge) // 2)
+
+
+def _exact_part(edge: int, to: int, start: int, crop: int) -> tuple[float, float, int, bool]:
+    """Along one edge, what of the source Pillow is asked for, and how many pixels it makes of it.
+
+    The crop's part alone, if resizing that is the same arithmetic: Pillow takes its borders as
+    float32 and divides their distance by the number of pixels. Else everything.
+    """
+    scale = edge / to
+    begin, end = start * scale, (start + crop) * scale
+    exact = (
+        start >= 0
+        and (to // math.gcd(edge, to)).bit_count() == 1  # the scale is a binary fraction
+        and float(np.float32(begin)) == begin
+        and float(np.float32(end)) == end
+    )
+    return (begin, end, crop, True) if exact else (0, edge, to, False)
 
 
 def _join(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where results go: csv, json and parquet files that are whole or not there at all."""
+"""Where results go: files of five formats, whole or not there at all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from ..errors import ArgumentError
 from ..files import whole_file
-from .pipeline import Result
+from .results import Result
 from .sources import reason
+from .tables import need_pyarrow
 
-FORMATS = ("csv", "json", "parquet")
+FORMATS = ("csv", "json", "jsonl", "parquet", "sqlite")
 _ROW_GROUP = 4096  # rows that are held before they are written
 
 
@@ -29,7 +30,9 @@ class Sink(Protocol):
 
 
 @contextmanager
-def open_sink(path: str | Path, format: str | None = None, *, topk: int) -> Iterator[Sink]:
+def open_sink(
+    path: str | Path, format: str | None = None, *, topk: int, vectors: Sequence[str] = ()
+) -> Iterator[Sink]:
     """A file of results, complete under its name when the block ends and untouched when it raises.
 
     Rows go to a temporary file beside it, which then takes the name.
@@ -38,14 +41,39 @@ def open_sink(path: str | Path, format: str | None = None, *, topk: int) -> Iter
     ----------
     path : the file; its folder exists.
     format : "csv": a row per image, columns ``filename, index_0, label_0, prob_0, ..., note,
-        error``; "json": a list of objects with lists ``index``, ``label``, ``prob``; "parquet": a
-        table of the same. By default what the file's name ends in.
+        error, mode``, vectors as JSON lists; "json": a list of objects with lists ``index``,
+        ``label``, ``prob``; "jsonl": an object a line; "parquet": a table of the same. By default
+        what the file's name ends in. "sqlite" is not written here: `Journal` is such a file.
     topk : how many classes a result has at most.
+    vectors : of "logits" and "embedding" those that results have.
 
     Raises
     ------
     ArgumentError
         The format is none of these or needs a package that is missing; no file can be made there.
+    """
+    path, format = checked(path, format)
+    if format not in _CLASSES:
+        raise ArgumentError(f"results format is {format!r}; accepted: {', '.join(_CLASSES)}")
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(whole_file(path))
+        except OSError as error:
+            raise ArgumentError(f"results file {path}: {reason(error)}") from error
+        sink = _CLASSES[format](file, topk, tuple(vectors))
+        try:
+            yield sink
+        finally:
+            sink.close()  # pyarrow complains of a writer that is left open
+
+
+def checked(path: str | Path, format: str | None) -> tuple[Path, str]:
+    """Where a results file really is, and its format.
+
+    Raises
+    ------
+    ArgumentError
+        As of `open_sink`, as far as it is known before anything is written.
     """
     path = Path(os.path.realpath(path))  # through a link, not in its place
     format = format_of(path) if format is None else format
@@ -54,22 +82,14 @@ def open_sink(path: str | Path, format: str | None = None, *, topk: int) -> Iter
     if path.exists() and not path.is_file():
         raise ArgumentError(f"results file {path}: not a regular file")
     if format == "parquet":
-        _need_pyarrow()
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(whole_file(path))
-        except OSError as error:
-            raise ArgumentError(f"results file {path}: {reason(error)}") from error
-        sink = _CLASSES[format](file, topk)
-        try:
-            yield sink
-        finally:
-            sink.close()  # pyarrow complains of a writer that is left open
+        need_pyarrow("results format parquet")
+    return path, format
 
 
 def format_of(path: Path) -> str:
     """The format that a results file's name ends in."""
     format = path.suffix[1:].lower()
+    format = {"db": "sqlite", "ndjson": "jsonl"}.get(format, format)
     if format not in FORMATS:
         raise ArgumentError(
             f"results file {path}: its format is not clear from its name; accepted: "
@@ -79,12 +99,12 @@ def format_of(path: Path) -> str:
 
 
 class _Csv:
-    def __init__(self, file: IO[bytes], topk: int):
-        self._topk = topk
+    def __init__(self, file: IO[bytes], topk: int, vectors: tuple[str, ...]):
+        self._topk, self._vectors = topk, vectors
         self._text = io.TextIOWrapper(file, "utf-8", newline="")
         self._rows = csv.writer(self._text, lineterminator="\n")
         best = [f"{name}_{rank}" for rank in range(topk) for name in ("index", "label", "prob")]
-        self._rows.writerow(["filename", *best, "note", "error"])
+        self._rows.writerow(["filename", *best, "note", "error", "mode", *vectors])
 
     def write(self, result: Result) -> None:
         best = [
@@ -93,47 +113,59 @@ class _Csv:
             for value in triple
         ]
         best += [""] * (3 * self._topk - len(best))
-        self._rows.writerow([result.filename, *best, result.note, result.error])
+        vectors = [getattr(result, name) for name in self._vectors]
+        cells = ["" if vector is None else json.dumps(vector) for vector in vectors]
+        rest = (result.note, result.error, result.mode, *cells)
+        self._rows.writerow([result.filename, *best, *rest])
 
     def close(self) -> None:
         self._text.detach()
 
 
 class _Json:
-    def __init__(self, file: IO[bytes], topk: int):
-        self._file = file
-        self._between = b"[\n"
+    before, between, after, nothing = b"[\n", b",\n", b"\n]\n", b"[]\n"
+
+    def __init__(self, file: IO[bytes], topk: int, vectors: tuple[str, ...]):
+        self._file, self._vectors = file, vectors
+        self._next = self.before
 
     def write(self, result: Result) -> None:
-        row = json.dumps(_row(result), ensure_ascii=False, allow_nan=False)
-        self._file.write(self._between + row.encode())
-        self._between = b",\n"
+        row = json.dumps(row_of(result, self._vectors), ensure_ascii=False, allow_nan=False)
+        self._file.write(self._next + row.encode())
+        self._next = self.between
 
     def close(self) -> None:
-        self._file.write(b"[]\n" if self._between == b"[\n" else b"\n]\n")
+        self._file.write(self.after if self._next == self.between else self.nothing)
+
+
+class _JsonLines(_Json):
+    before, between, after, nothing = b"", b"\n", b"\n", b""
 
 
 class _Parquet:
-    def __init__(self, file: IO[bytes], topk: int):
+    def __init__(self, file: IO[bytes], topk: int, vectors: tuple[str, ...]):
         import pyarrow
         from pyarrow import parquet
 
-        self._pyarrow = pyarrow
+        self._pyarrow, self._vectors = pyarrow, vectors
+        text, numbers = pyarrow.string(), pyarrow.list_(pyarrow.float32())
         self._schema = pyarrow.schema(
             {
-                "filename": pyarrow.string(),
+                "filename": text,
                 "index": pyarrow.list_(pyarrow.int32()),
-                "label": pyarrow.list_(pyarrow.string()),
-                "prob": pyarrow.list_(pyarrow.float32()),
-                "note": pyarrow.string(),
-                "error": pyarrow.string(),
+                "label": pyarrow.list_(text),
+                "prob": numbers,
+                "note": text,
+                "error": text,
+                "mode": text,
+                **dict.fromkeys(vectors, numbers),
             }
         )
         self._writer = parquet.ParquetWriter(file, self._schema)
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def write(self, result: Result) -> None:
-        self._rows.append(_row(result))
+        self._rows.append(row_of(result, self._vectors))
         if len(self._rows) == _ROW_GROUP:
             self._flush()
 
@@ -147,10 +179,11 @@ class _Parquet:
         self._writer.close()
 
 
-_CLASSES = {"csv": _Csv, "json": _Json, "parquet": _Parquet}
+_CLASSES = {"csv": _Csv, "json": _Json, "jsonl": _JsonLines, "parquet": _Parquet}
 
 
-def _row(result: Result) -> dict[str, object]:
+def row_of(result: Result, vectors: Sequence[str] = ()) -> dict[str, Any]:
+    """A result by the names of columns."""
     return {
         "filename": result.filename,
         "index": list(result.indices),
@@ -158,13 +191,6 @@ def _row(result: Result) -> dict[str, object]:
         "prob": list(result.probs),
         "note": result.note,
         "error": result.error,
+        "mode": result.mode,
+        **{name: getattr(result, name) for name in vectors},
     }
-
-
-def _need_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ArgumentError(
-            "results format parquet needs pyarrow: pip install 'effnet-fast[classify]'"
-        ) from error

@@ -1,0 +1,342 @@
+"""What a run has done so far, on the disk: it can be killed at any instant, and gone on with.
+
+One SQLite file beside the results holds the arguments and every row, and is all that says what is
+done: an image is done when its row is committed, and a key can't be there twice. The results are
+made from it when all images are done; a run that ends before leaves results as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArgumentError, ResultsError
+from .results import Result
+from .sinks import checked, open_sink
+
+_SCHEMA = """
+create table run (name text primary key, value text not null);
+create table results (
+  id integer primary key,
+  filename text not null unique,
+  "index" text not null,
+  label text not null,
+  prob text not null,
+  note text not null,
+  error text not null,
+  mode text not null,
+  logits blob,
+  embedding blob
+);
+create view predictions as
+  select r.id, r.filename, best.key as rank, best.value as "index",
+    json_extract(r.label, '$[' || best.key || ']') as label,
+    json_extract(r.prob, '$[' || best.key || ']') as prob
+  from results as r, json_each(r."index") as best;
+"""
+_COLUMNS = 'filename, "index", label, prob, note, error, mode, logits, embedding'
+# What a kill may cost: rows that are not committed. A commit takes some 10 ms on a disk.
+_ROWS, _SECONDS = 1024, 1.0
+PART = 65_536  # rows of a file in a folder of parquet files
+
+
+class Journal:
+    """A results file, or folder of parquet parts, in the making.
+
+    Parameters
+    ----------
+    path : the results file; or a folder, as its last slash says, or its being there when ``format``
+        is "parquet". A folder gets a parquet file with each `PART` rows.
+    format : as of `open_sink`, and "sqlite".
+    arguments : all that the results depend on, as JSON has it. What is done under others is not
+        gone on with.
+    topk, vectors : as of `open_sink`.
+    restart : forget what is done.
+
+    Raises
+    ------
+    ArgumentError
+        What is done was done under other arguments: the message names the difference. The file
+        cannot be made, or another run is making it; its folder has parts of a run that ended.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        format: str | None,
+        arguments: Mapping[str, Any],
+        *,
+        topk: int,
+        vectors: Sequence[str] = (),
+        restart: bool = False,
+    ):
+        self.path, self.format, self.partial = places(path, format)
+        self.folder = self.partial.parent == self.path
+        self._options = {"topk": topk, "vectors": tuple(vectors)}
+        self._arguments = {name: json.dumps(value) for name, value in arguments.items()}
+        self._rows: list[tuple[Any, ...]] = []
+        self._unsettled = False
+        self._database: sqlite3.Connection | None = None
+        if restart:
+            self._forget()
+        try:
+            if self.folder:
+                self.path.mkdir(exist_ok=True)
+            self._database = sqlite3.connect(
+                self.partial, timeout=0, isolation_level=None, check_same_thread=False
+            )
+            self._database.execute("pragma locking_mode = exclusive")
+            self._database.execute("pragma synchronous = full")
+            self._open()
+        except ArgumentError:
+            self.close()
+            raise
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise ArgumentError(f"results file {self.path}: {_why(error, self.partial)}") from error
+        self.before = self.done
+        self._committed = time.monotonic()
+
+    def _open(self) -> None:
+        self._database.execute("begin exclusive")
+        if self._database.execute("select 1 from sqlite_master").fetchone() is None:
+            parts = self._parts()
+            if parts:
+                raise ArgumentError(
+                    f"results folder {self.path} has parts of an earlier run, as {parts[0].name}; "
+                    "accepted: an empty folder, or --restart, which removes them"
+                )
+            for statement in _SCHEMA.split(";"):
+                self._database.execute(statement)
+            self._database.executemany("insert into run values (?, ?)", self._arguments.items())
+            self.done = 0
+        else:
+            self._compare(dict(self._database.execute("select name, value from run")))
+            (self.done,) = self._database.execute("select count(*) from results").fetchone()
+            # Of a run that was killed when it had written its last part, which may be a short one.
+            for part in self._parts()[self.done // PART :]:
+                part.unlink()
+        self._database.execute("commit")
+
+    def _compare(self, there: Mapping[str, str]) -> None:
+        different = [
+            f"{name} was {_brief(there.get(name))}, is {_brief(self._arguments.get(name))}"
+            for name in {**there, **self._arguments}
+            if there.get(name) != self._arguments.get(name)
+        ]
+        if different:
+            raise ArgumentError(
+                f"{self.partial} holds results of another command: {'; '.join(different)}; "
+                "accepted: the same command, or --restart to forget them"
+            )
+
+    def holds(self, key: str) -> bool:
+        """Whether an image was done when the journal was opened."""
+        if not self.before:
+            return False
+        found = self._database.execute("select id from results where filename = ?", (key,))
+        row = found.fetchone()
+        return row is not None and row[0] <= self.before
+
+    def add(self, result: Result) -> None:
+        """Take a row; it is on the disk after the next commit, in a second or some.
+
+        Raises
+        ------
+        ResultsError
+            It cannot be written. What was committed before is there.
+        """
+        lists = (json.dumps(x) for x in (result.indices, result.labels, result.probs))
+        vectors = (_blob(x) for x in (result.logits, result.embedding))
+        self._rows.append(
+            (result.filename, *lists, result.note, result.error, result.mode, *vectors)
+        )
+        if len(self._rows) >= _ROWS or time.monotonic() - self._committed > _SECONDS:
+            self.commit()
+
+    @property
+    def pending(self) -> int:
+        """Rows that were taken and are not committed."""
+        return len(self._rows)
+
+    def commit(self) -> None:
+        """Put the rows that were taken on the disk.
+
+        Raises
+        ------
+        ResultsError
+            As of `add`.
+        """
+        try:
+            self._settle()
+            self._unsettled, rows = True, self._rows
+            self._database.execute("begin exclusive")
+            places = ", ".join("?" * len(_COLUMNS.split(",")))
+            self._database.executemany(f"insert into results ({_COLUMNS}) values ({places})", rows)
+            self._database.execute("commit")
+            self.done, self._rows = self.done + len(rows), []
+            self._unsettled = False
+            if self.folder:
+                self._write_parts()
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+        self._committed = time.monotonic()
+
+    def _settle(self) -> None:
+        """After a commit that failed, or that Ctrl-C interrupted: find out what it did."""
+        if not self._unsettled:
+            return
+        if self._database.in_transaction:
+            self._database.execute("rollback")
+        (count,) = self._database.execute("select count(*) from results").fetchone()
+        self._rows = self._rows[count - self.done :]
+        self.done, self._unsettled = count, False
+
+    def results(self, start: int = 0, stop: int = -1) -> Iterator[Result]:
+        """The committed rows from ``start`` to ``stop``, in order."""
+        rows = self._database.execute(
+            f"select {_COLUMNS} from results where id > ? order by id limit ?",
+            (start, stop - start if stop >= 0 else -1),
+        )
+        for filename, *lists, note, error, mode, logits, embedding in rows:
+            best = (tuple(json.loads(text)) for text in lists)
+            yield Result(filename, *best, note, error, mode, _numbers(logits), _numbers(embedding))
+
+    def publish(self) -> None:
+        """Make the results of what is done, and end the journal.
+
+        Raises
+        ------
+        ResultsError
+            They cannot be written; the same command tries it again.
+        """
+        self.commit()
+        try:
+            if self.format == "sqlite":
+                self.close()
+                os.replace(self.partial, self.path)
+                return
+            if self.folder:
+                self._write_parts(last=True)
+            else:
+                self._write(self.path, 0, self.done)
+        except (sqlite3.Error, OSError, ArgumentError) as error:
+            raise self._failed(error) from error
+        self.discard()
+
+    def _write(self, path: Path, start: int, stop: int) -> None:
+        with open_sink(path, self.format, **self._options) as sink:
+            for result in self.results(start, stop):
+                sink.write(result)
+
+    def _write_parts(self, last: bool = False) -> None:
+        number = len(self._parts())
+        while number * PART < self.done and (last or (number + 1) * PART <= self.done):
+            stop = min((number + 1) * PART, self.done)
+            self._write(self.path / f"part-{number:05}.parquet", number * PART, stop)
+            number += 1
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("part-*.parquet")) if self.folder else []
+
+    def _failed(self, error: Exception) -> ResultsError:
+        return ResultsError(f"results file {self.path}: {_why(error, self.partial)}; {self.kept()}")
+
+    def kept(self) -> str:
+        """For a person whose run ends early."""
+        return (
+            f"{self.done} images are done and saved in {self.partial}; the same command goes on "
+            "with the rest"
+        )
+
+    def leave(self) -> None:
+        """End early: rows that were taken are committed; a journal without any is removed.
+
+        Raises
+        ------
+        ResultsError
+            As of `add`.
+        """
+        if self._rows:
+            self.commit()
+        if self.done:
+            self.close()
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the journal; results stay."""
+        self.close()
+        self.partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _forget(self) -> None:
+        for path in (*self._parts(), self.partial, Path(f"{self.partial}-journal")):
+            path.unlink(missing_ok=True)
+
+
+def places(path: str | Path, format: str | None) -> tuple[Path, str, Path]:
+    """Of a results file: where it really is, its format, and its journal.
+
+    Raises
+    ------
+    ArgumentError
+        As of `open_sink`, before anything is written.
+    """
+    if str(path).endswith(os.sep) or (format == "parquet" and os.path.isdir(path)):
+        if format not in (None, "parquet"):
+            raise ArgumentError(
+                f"results file {path}: a folder, for format {format!r}; accepted: 'parquet'"
+            )
+        path, format = checked(Path(os.path.realpath(path)) / "part.parquet", "parquet")
+        return path.parent, format, path.parent / ".partial.sqlite"
+    path, format = checked(path, format)
+    return path, format, path.with_name(f".{path.name}.partial")
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Of a model's weights, as 16 hex digits: other weights have another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _brief(text: str | None) -> str:
+    if text is None:
+        return "not there"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _why(error: Exception, partial: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error)
+    if "locked" in text:
+        return f"another run is writing it (it holds {partial})"
+    if "unable to open" in text and not partial.parent.is_dir():
+        return "no such file or directory"
+    return text
+
+
+def _blob(vector: Sequence[float] | None) -> bytes | None:
+    return None if vector is None else array("f", vector).tobytes()
+
+
+def _numbers(blob: bytes | None) -> tuple[float, ...] | None:
+    return None if blob is None else tuple(array("f", blob))
