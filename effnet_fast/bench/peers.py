@@ -52,7 +52,7 @@ class Case:
 
     def build(self) -> nn.Module:
         """The model, the same every time."""
-        return build(self.source, self.model)
+        return build(self.source, self.model, self.size)
 
     def images(self) -> torch.Tensor:
         """(batch, 3, H, W), the same every time."""
