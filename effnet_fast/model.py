@@ -292,7 +292,7 @@ class Fused(nn.Module):
         plan = self._plan_of(self.network, size)
         if self.backend != "cpu" or not cpu_measure.is_on():
             return plan
-        apart = cpu_measure.apart(plan, self.packed, torch.get_num_threads())
+        apart = cpu_measure.apart(plan, self.packed)
         return self._plan_of(self.network, size, apart) if apart else plan
 
     def _plan_of(

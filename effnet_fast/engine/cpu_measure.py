@@ -29,21 +29,18 @@ def is_on() -> bool:
     return os.environ.get("EFFNET_FAST_TUNE", "1") != "0"
 
 
-def apart(plan: Plan, weights: PackedWeights, threads: int) -> frozenset[str]:
+def apart(plan: Plan, weights: PackedWeights) -> frozenset[str]:
     """What :func:`~effnet_fast.plan.make_plan` is to make by steps of their own, on this processor.
 
-    Measured once for a shape, an image on ``threads`` threads, and kept on disk. The numbers that a
-    network computes do not depend on it.
+    Measured once for a shape, on one thread, and kept on disk: a batch has an image on each. The
+    numbers that a network computes do not depend on it.
 
     Parameters
     ----------
     plan : that has them joined.
     weights : of its network.
-    threads : int
     """
-    return frozenset(
-        step.nodes[0].name for step in _pairs(plan) if _is_slower(plan, step, weights, threads)
-    )
+    return frozenset(step.nodes[0].name for step in _pairs(plan) if _is_slower(plan, step, weights))
 
 
 def _pairs(plan: Plan) -> Iterator[Step]:
@@ -51,15 +48,15 @@ def _pairs(plan: Plan) -> Iterator[Step]:
         yield from (step for step in stage.steps if stage.native and len(step.nodes) == 2)
 
 
-def _is_slower(plan: Plan, step: Step, weights: PackedWeights, threads: int) -> bool:
+def _is_slower(plan: Plan, step: Step, weights: PackedWeights) -> bool:
     key = cache.digest(
-        "cpu seconds", __version__, cpu_model(), extension().isa(), threads,
+        "cpu seconds", __version__, cpu_model(), extension().isa(),
         _signature(plan, step),
     )  # fmt: skip
     if key not in _known:
         entry = cache.read(key)
         if entry is None:
-            entry = {"seconds": _measured(plan, step, weights, threads)}
+            entry = {"seconds": _measured(plan, step, weights)}
             cache.write(key, entry)
         _known[key] = tuple(entry["seconds"])
     joined, separate = _known[key]
@@ -75,7 +72,7 @@ def _signature(plan: Plan, step: Step) -> list[Any]:
     return [step.operator, windows, [list(plan.sizes[name]) for name in names], nodes]
 
 
-def _measured(plan: Plan, step: Step, weights: PackedWeights, threads: int) -> tuple[float, float]:
+def _measured(plan: Plan, step: Step, weights: PackedWeights) -> tuple[float, float]:
     """Seconds in one pass, and apart: the least, taken in turns. What else the machine does only
     adds.
     """
@@ -95,7 +92,7 @@ def _measured(plan: Plan, step: Step, weights: PackedWeights, threads: int) -> t
         program, tensors, *_ = run
         start = time.perf_counter()
         for _ in range(repeats):
-            program.run(tensors, 1, threads)
+            program.run(tensors, 1, 1)
         return (time.perf_counter() - start) / repeats
 
     once = max(timed(run, 1) for run in runs)  # and what is done once is done
