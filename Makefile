@@ -60,7 +60,7 @@ neon-test: $(STAMP)  ## the C++ tests for aarch64, cross-compiled and emulated
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { echo "make: no $$tool (Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user)"; exit 1; }; done
 	$(CMAKE_TESTS) -B build/neon -DCMAKE_TOOLCHAIN_FILE=csrc/aarch64.cmake
 	$(BIN)/cmake --build build/neon
-	$(BIN)/ctest --test-dir build/neon --verbose --timeout 300
+	$(BIN)/ctest --test-dir build/neon --verbose --timeout 900
 
 # The broken PTX takes a minute; build/sanitize/fuzz_ptx csrc/tests/ptx --seed 2 --seconds 3600 more.
 sanitize: $(STAMP)  ## the C++ tests, and broken PTX, under the address and UB sanitizers

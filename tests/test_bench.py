@@ -229,7 +229,7 @@ def test_stock_steps_are_the_steps(lite0):
             name: torch.randn(2, *plan.sizes[plan.network.aliases.get(name, name)]).double()
             for name in step.reads()
         }
-        y = gpu_layers.stock_steps([step])(values)
+        y = stock.stock_steps([step])(values)
         reference.run_step(step, values, "reference")
         for name, found in zip(step.makes(), y, strict=True):
             torch.testing.assert_close(found.reshape(values[name].shape), values[name])
@@ -255,9 +255,9 @@ def test_a_shape_is_that_of_the_step_that_it_makes():
 def test_a_stem_and_its_depthwise_convolution_in_stock_layers():
     """In float64, against the operator's reference; each has its own window."""
     plan = shapes.Shape.parse(f"1 {STEM_DEPTHWISE}").plan()
-    step = gpu_layers._widened(next(plan.steps))
+    step = stock.widened(next(plan.steps))
     values = {"x": torch.randn(2, 3, 23, 17).double()}
-    y = gpu_layers.stock_steps([step])(values)
+    y = stock.stock_steps([step])(values)
     reference.run_step(step, values, "reference")
     for name, found in zip(step.makes(), y, strict=True):
         torch.testing.assert_close(found, values[name])

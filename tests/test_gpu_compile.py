@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from effnet_fast import cache
 from effnet_fast.errors import ArgumentError, BackendError, CompileError
-from effnet_fast.gpu import Device, Launch, cache, nvcc, triton_compile
+from effnet_fast.gpu import Device, Launch, nvcc, triton_compile
 from effnet_fast.gpu.compiled import encode_arguments, pack_arguments
 from effnet_fast.gpu.nvcc import compile_cuda, find_nvcc
 from effnet_fast.gpu.resources import MULTIPROCESSORS
