@@ -68,16 +68,30 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def drop_pages(tensors: Iterable[torch.Tensor]) -> None:
-    """Give back the memory of tensors that are mapped from a file, privately and unchanged.
+def drop_pages(tensors: Iterable[torch.Tensor], inode: int) -> None:
+    """Give back the memory of tensors that are mapped from a file, by its inode, and unchanged.
 
-    They are read from the file again when they are used.
+    They are read from the file again when they are used. What lies elsewhere is left alone: a page
+    that is no file's would come back as zeros.
     """
     if not sys.platform.startswith("linux"):
         return
     page, madvise = mmap.PAGESIZE, ctypes.CDLL(None).madvise
+    mapped = _mappings(inode)
     for tensor in tensors:
-        start = -(-tensor.data_ptr() // page) * page
-        end = (tensor.data_ptr() + tensor.untyped_storage().nbytes()) // page * page
-        if start < end:
+        storage = tensor.untyped_storage()
+        start = -(-storage.data_ptr() // page) * page
+        end = (storage.data_ptr() + storage.nbytes()) // page * page
+        if start < end and any(first <= start and end <= last for first, last in mapped):
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def _mappings(inode: int) -> list[tuple[int, int]]:
+    """Where a file lies in this process's memory: [first, last) addresses."""
+    found = []
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        addresses, _, _, _, its_inode, *_ = line.split()
+        if int(its_inode) == inode:
+            first, _, last = addresses.partition("-")
+            found.append((int(first, 16), int(last, 16)))
+    return found

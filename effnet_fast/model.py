@@ -287,7 +287,7 @@ class Fused(nn.Module):
             return entry
 
     def _plan(self, size: tuple[int, int]) -> Plan:
-        from .engine import cpu_measure
+        from .engine import cpu_measure  # which knows the package's version
 
         plan = self._plan_of(self.network, size)
         if self.backend != "cpu" or not cpu_measure.is_on():

@@ -96,7 +96,7 @@ def load(path: str | Path) -> OptimizedModel:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from error
     if body.backend != "reference":  # whose kernels are torch's, and read the tensors themselves
-        drop_pages(original.buffers())
+        drop_pages(original.buffers(), file.inode)
     trim()
     return OptimizedModel(original, body, content["argument"], report)
 
@@ -110,6 +110,10 @@ class _File:
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
         self._state = self._read()
+
+    @property
+    def inode(self) -> int:
+        return self._state[1]
 
     def _read(self) -> tuple[int, ...]:
         found = os.stat(self.path)

@@ -155,3 +155,25 @@ def test_exporting_still_has_the_weights(fast):
     x = torch.randn(1, 3, 64, 64)
     program = torch.export.export(fast, (x,))
     assert torch.equal(program.module()(x), fast(x))
+
+
+@linux
+def test_pages_that_are_no_files_are_left_alone(tmp_path):
+    """They would come back as zeros."""
+    path = tmp_path / "tensor"
+    torch.save({"mapped": torch.ones(1 << 20)}, path)
+    mapped = torch.load(path, mmap=True)["mapped"]
+    own = torch.ones(1 << 20)
+    memory.drop_pages([mapped, own], path.stat().st_ino)
+    assert (mapped == 1).all() and (own == 1).all()
+
+
+@linux
+def test_pages_of_a_file_are_given_back(tmp_path):
+    path = tmp_path / "tensor"
+    torch.save({"mapped": torch.ones(16 << 20)}, path)
+    mapped = torch.load(path, mmap=True)["mapped"]
+    assert mapped.sum() == 16 << 20
+    before = memory.resident_bytes()
+    memory.drop_pages([mapped], path.stat().st_ino)
+    assert before - memory.resident_bytes() > 60 << 20

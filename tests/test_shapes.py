@@ -17,11 +17,12 @@ from effnet_fast.errors import ArgumentError
 from effnet_fast.verify import relative_error
 
 FILES = [FOLDER / f"{name}.txt" for (_, name), _, _ in MODELS]
-# The maps of B4 and B7 take minutes in float64.
+# The others' larger maps take most of a minute in float64.
 SMALL = {"efficientnet_b0", "tf_efficientnet_lite0"}
 LINES = [
-    pytest.param(shape, id=f"{file.stem}-{shape}", marks=() if file.stem in SMALL else marks)
-    for marks in (pytest.mark.full,)
+    pytest.param(
+        shape, id=f"{file.stem}-{shape}", marks=() if file.stem in SMALL else pytest.mark.full
+    )
     for file in FILES
     for shape in shapes.read(file)
 ]

@@ -21,7 +21,7 @@ from ..errors import ArgumentError, EffnetFastError
 from ..gpu.counts import table
 from ..optimize import optimize
 from .coverage import build, models
-from .peers import Case, _onnx
+from .peers import Case, onnx_file
 
 _RUNS = 3
 _RESIDENT = """
@@ -97,7 +97,7 @@ def measure(model: str, edge: int | None) -> list[str]:
         fast = optimize(stock)
         seconds_of_optimize, report = time.perf_counter() - start, fast.report
         fast.save(saved)
-        onnx = _onnx(Case(*key, size, 1, 1, Path(folder)))
+        onnx = onnx_file(Case(*key, size, 1, 1, Path(folder)))
         rows = (("effnet_fast", _TORCH, _OURS, saved), ("onnxruntime", _ORT, _THEIRS, onnx))
         for name, bare, script, path in rows:
             (base,) = _run(bare)

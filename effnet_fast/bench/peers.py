@@ -110,7 +110,7 @@ def torchscript(case: Case) -> Run:
     return lambda: model(x)
 
 
-def _onnx(case: Case) -> Path:
+def onnx_file(case: Case) -> Path:
     """The model as a file, made by the first that needs it."""
     path = case.folder / f"{case.model}-{case.batch}x{case.size[0]}x{case.size[1]}.onnx"
     if not path.exists():
@@ -130,7 +130,7 @@ def onnxruntime(case: Case) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
     session = ort.InferenceSession(
-        str(_onnx(case)), options, providers=["CPUExecutionProvider"]
+        str(onnx_file(case)), options, providers=["CPUExecutionProvider"]
     )  # fmt: skip
     x = {"x": case.images().numpy()}
     return lambda: session.run(None, x)[0]
@@ -145,7 +145,7 @@ def openvino(case: Case) -> Run:
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(ov.Core().read_model(_onnx(case)), "CPU", hints)
+    compiled = ov.Core().compile_model(ov.Core().read_model(onnx_file(case)), "CPU", hints)
     request, x = compiled.create_infer_request(), case.images().numpy()
     return lambda: next(iter(request.infer({0: x}).values()))
 
@@ -157,7 +157,7 @@ def mnn(case: Case) -> Run:
 
     import MNN
 
-    source = _onnx(case)
+    source = onnx_file(case)
     path = source.with_suffix(".mnn")
     if not path.exists():
         converter = Path(sys.executable).parent / "mnnconvert"
