@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from PIL import Image as Pillow
 from runs import FORMATS, RED, TINY, classify, make_photos, names, rows_of
 
-from effnet_fast.classify import Classifier, Journal, Result, load_model
+from effnet_fast.classify import Classifier, Journal, Preprocess, Result, load_model
 from effnet_fast.classify import command as command_of
 from effnet_fast.classify import journal as journal_of
 from effnet_fast.classify.load import LoaderProcess
@@ -308,3 +309,21 @@ def test_wrong_usage_is_refused_before_any_work(
     assert classify(folder, *options) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_many_bad_files_after_a_good_one(tmp_path):
+    """More than are held at a time: none may wait for a batch that they don't fill."""
+    RED.save(tmp_path / "0.jpg")
+    for index in range(1, 200):
+        (tmp_path / f"{index:03}.jpg").write_bytes(b"")
+    preprocess = Preprocess((32, 32), (32, 32))
+    found = []
+
+    def run():
+        found.extend(Classifier(lambda x: x.mean(dim=(2, 3)), preprocess)(tmp_path))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [bool(result.error) for result in found] == [False, *[True] * 199]

@@ -1,6 +1,7 @@
 """Runs that end early, however they end: nothing is lost."""
 
 import io
+import itertools
 import json
 import random
 import signal
@@ -58,8 +59,9 @@ def test_ctrl_c_while_a_list_comes_from_a_pipe(tmp_path):
         "--results-file", str(out),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    sizes = set()
-    for path in sorted(folder.iterdir()):
+    sizes, end = set(), time.monotonic() + 120
+    for path in itertools.cycle(sorted(folder.iterdir())):
+        assert time.monotonic() < end
         process.stdin.write(f"{path}\n")
         process.stdin.flush()
         time.sleep(0.01)
@@ -179,6 +181,27 @@ def test_a_second_run_of_the_same_is_refused_meanwhile(tmp_path):
     journal.discard()
 
 
+def test_a_running_run_is_not_restarted(tmp_path):
+    journal = Journal(tmp_path / "out.sqlite", None, {"a": 1}, topk=1)
+    journal.add(Result("0.jpg", (0,), ("x",), (0.5,)))
+    journal.commit()
+    with pytest.raises(ArgumentError, match="another run is writing it"):
+        Journal(tmp_path / "out.sqlite", None, {"a": 2}, topk=1, restart=True)
+    journal.publish()
+    assert names(tmp_path / "out.sqlite") == ["0.jpg"]
+
+
+def test_restart_forgets(tmp_path):
+    journal = Journal(tmp_path / "out.csv", None, {"a": 1}, topk=1)
+    journal.add(Result("0.jpg", (0,), ("x",), (0.5,)))
+    journal.leave()
+    journal = Journal(tmp_path / "out.csv", None, {"a": 2}, topk=1, restart=True)
+    assert journal.done == 0 and not journal.holds("0.jpg")
+    journal.add(Result("1.jpg", (0,), ("x",), (0.5,)))
+    journal.publish()
+    assert names(tmp_path / "out.csv") == ["1.jpg"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError()])
 def test_a_run_that_breaks_keeps_what_is_done(folder, tmp_path, monkeypatch, error):
     out = tmp_path / "out.jsonl"
@@ -236,6 +259,34 @@ def equal(one, other):
 
 def test_killed_at_random_instants(tmp_path):
     killed_runs(tmp_path, TINY, 600, 3, "jsonl", assert_same)
+
+
+_KILLED_AFTER = """
+import os, signal, sys
+from effnet_fast.classify import journal
+from effnet_fast.cli import main
+journal._ROWS, rows, add = 16, int(sys.argv.pop(1)), journal.Journal.add
+def counted(self, result):
+    add(self, result)
+    if self.done + self.pending - self.before == rows:
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.add = counted
+sys.exit(main())
+"""
+
+
+def test_killed_after_some_rows(folder, tmp_path):
+    """Twice, each time with rows that are committed and rows that are not."""
+    whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
+    assert classify(folder, "--results-file", whole) == 0
+    arguments = ["classify", str(folder), *TINY, "--results-file", str(out)]
+    for rows, kept in ((20, 0), (19, 16), (100, 32)):
+        command = [sys.executable, "-c", _KILLED_AFTER, str(rows), *arguments]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        assert ("going on after" in done.stderr) == (kept > 0)
+        assert f"going on after {kept} images" in done.stderr or not kept
+        assert done.returncode == (0 if rows == 100 else -signal.SIGKILL), done.stderr
+    assert_same(out, whole)
 
 
 @pytest.mark.full

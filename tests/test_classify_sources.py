@@ -208,7 +208,10 @@ def test_a_column_of_paths_seen_from_the_table(tmp_path):
     (tmp_path / "a.png").write_bytes(PHOTOS[0])
     path = write(tmp_path / "x.parquet", pyarrow.table({"path": ["a.png", "gone.png"]}))
     found = classes(find_images([path]))
-    assert found == {"a.png": "red", "gone.png": "no such file or directory"}
+    assert found == {
+        str(tmp_path / "a.png"): "red",
+        str(tmp_path / "gone.png"): "no such file or directory",
+    }
 
 
 def test_rows_without_an_image_and_with_a_key_twice(tmp_path):
@@ -293,5 +296,48 @@ def test_images_are_counted_where_that_is_cheap(tmp_path):
     assert count_images(make_tar(tmp_path / "x.tgz", mode="w:gz")) is None
     table = pyarrow.table({"image": PHOTOS})
     assert count_images(write(tmp_path / "x.parquet", table)) == 3
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a/0.png", "1.txt", "2.jpg"):
+            archive.writestr(name, b"not read")
+    assert count_images(tmp_path / "x.zip") == 2
     (tmp_path / "a.png").write_bytes(PHOTOS[0])
     assert count_images(tmp_path) == 1
+    assert count_images(tmp_path / "*.*") is None  # the gzipped one is among them
+    assert count_images(tmp_path / "*.[tzp][airn][rpg]*") == 3 + 3 + 2 + 1
+
+
+def test_two_tables_with_the_same_keys_lose_no_row(tmp_path):
+    tables = []
+    for folder, images in (("a", PHOTOS[:2]), ("b", PHOTOS[1:])):
+        (tmp_path / folder).mkdir()
+        tables.append(tmp_path / folder / "t.parquet")
+        table = pyarrow.table({"id": ["x", "y"], "image": images})
+        pyarrow.parquet.write_table(table, tables[-1])
+    found = list(find_images([*tables, tables[0]], Columns(key="id")))  # the first one twice
+    assert [image.key for image in found] == ["x", "y", "x#2", "y#2"]
+    assert [bool(image.error) for image in found] == [False, False, True, True]
+    assert found[2].error == "a duplicate key: x is there 2 times or more"
+
+
+def test_paths_in_two_tables_are_seen_from_each(tmp_path):
+    tables = []
+    for folder, colour in (("a", "red"), ("b", "lime")):
+        (tmp_path / folder).mkdir()
+        Pillow.new("RGB", (12, 9), colour).save(tmp_path / folder / "1.png")
+        tables.append(tmp_path / folder / "t.parquet")
+        pyarrow.parquet.write_table(pyarrow.table({"path": ["1.png"]}), tables[-1])
+    assert classes(tables) == {
+        str(tmp_path / "a" / "1.png"): "red", str(tmp_path / "b" / "1.png"): "lime"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.parquet", b"caf\xe9.arrow", b"caf\xe9.feather"])
+def test_a_table_whose_name_is_no_utf8(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    table = pyarrow.table({"image": PHOTOS})
+    with open(path, "wb") as file:
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(table, file)
+        else:
+            pyarrow.feather.write_feather(table, file)
+    assert list(classes(path).values()) == list(COLOURS)

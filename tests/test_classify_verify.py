@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
+from torch import nn
 
 from effnet_fast.bench import classify as bench
 from effnet_fast.bench.photos import make_photos
+from effnet_fast.classify import Result
+from effnet_fast.classify.embeddings import with_embeddings
+from effnet_fast.classify.progress import Summary
 from effnet_fast.classify.verify import STOCK, Tally
+from effnet_fast.classify.workers import Times
 from effnet_fast.cli import main
 from effnet_fast.demo import PHOTOS, photos
+from effnet_fast.errors import ModelError
 
 LITE0 = ("--model", "efficientnet_lite0", "--pretrained")
 
@@ -164,3 +170,41 @@ def test_the_csv_of_timms_loop(tmp_path):
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["filename"] for row in rows] == ["000000.jpg", "000001.jpg", "000002.jpg"]
     assert [int(row["index_0"]) for row in rows] == np.load(array).argmax(1).tolist()
+
+
+def test_what_is_no_number_is_far_away():
+    tally = Tally()
+    tally.add(torch.tensor([[torch.nan, 1.0]]), torch.tensor([[3.0, 1.0]]), [None])
+    assert tally.logit == tally.mean_logit == torch.inf
+    assert tally.probability == tally.mean_probability == torch.inf
+
+
+def test_embeddings_need_the_linear_layer_at_the_end():
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self, *end):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.end = nn.Sequential(nn.Linear(4, 5), *end)
+
+        def forward(self, x):
+            return self.end(self.stem(x).mean((2, 3)))
+
+    x = torch.randn(2, 3, 32, 32)
+    good = Net().eval()
+    logits, embedding = with_embeddings(good)(x)
+    assert torch.equal(logits, good(x)) and embedding.shape == (2, 4)
+    for end in ([nn.Softmax(1)], [nn.ReLU(), nn.Linear(5, 5), nn.ReLU()]):
+        with pytest.raises(ModelError, match="is not the last thing that it does"):
+            with_embeddings(Net(*end).eval())
+    with pytest.raises(ModelError, match="has no linear layer"):
+        with_embeddings(nn.Conv2d(3, 4, 3).eval())
+
+
+def test_a_rate_is_of_this_run_alone():
+    summary = Summary()
+    for index in range(3000):
+        summary.add(Result(f"{index}", error="bad"), is_new=index >= 2000)
+    assert summary.done == 3000 and summary._marks == [(512, summary._marks[0][1])]
+    assert "after the first" not in summary.lines(Times(), 1000, 1.0)[0]

@@ -78,3 +78,10 @@ def test_both_ways_are_run(monkeypatch):
     for step in cpu_measure._pairs(plan):
         times = cpu_measure._measured(plan, step, part.packed)
         assert len(times) == 2 and min(times) > 0
+
+
+def test_a_size_that_is_new_to_torch_compile():
+    """Traced on tensors without memory, which nothing can be measured on."""
+    fast, x = optimize(tiny(), verify=False), images(1, 72, 56)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), fast(x))

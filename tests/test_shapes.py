@@ -118,6 +118,8 @@ def test_bench_measures_operators(tmp_path, capsys):
         (["--shapes", "nowhere.txt"], "nowhere.txt is no file of shapes"),
         (["--model", "timm:mobilenetv2_100"], "there are those of efficientnet_b0"),
         (["--only", "fft*"], "no operator's line is like that"),
+        (["--size", "128"], "accepted: no --size and no --peers"),
+        (["--peers", "mnn"], "accepted: no --size and no --peers"),
     ],
 )
 def test_bench_refuses(arguments, message, capsys):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..capture import native_size
-from ..errors import ArgumentError
+from ..errors import ArgumentError, BackendError
 from ..files import whole_file
 from ..gpu.counts import table
 from ..plan import Plan, Step
@@ -111,6 +111,11 @@ def run(options: argparse.Namespace, root: Path | None = None) -> int:
     allocator = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
     results = Results(options.output, {"environment": environment(root), "allocator": allocator})
     if options.operators:
+        if options.size is not None or set(names) != set(CONTENDERS):
+            raise ArgumentError(
+                "--operators has the sizes of its lines, beside PyTorch; accepted: no --size and "
+                "no --peers"
+            )
         return _run_operators(options, key, results)
     size = (options.size, options.size) if options.size else native_size(build(*key))
     row = measure(*key, size, options.batch, options.threads, names, options.seconds)
@@ -182,7 +187,11 @@ def measure(
         finally:
             for peer in peers.values():
                 peer.close()
-    limits = {name: outcomes.pop(name).times.median for name in LIMITS}
+    measured = {name: outcomes.pop(name) for name in LIMITS}
+    for name, outcome in measured.items():
+        if outcome.times is None:
+            raise BackendError(f"{name}, a limit of this machine, can't be had: {outcome.skipped}")
+    limits = {name: outcome.times.median for name, outcome in measured.items()}
     return {
         "model": f"{source}:{name}",
         "size": list(size),

@@ -61,9 +61,7 @@ def _run(options: argparse.Namespace, root: Path | None) -> int:
     for name, cell in cells().items():
         if not fnmatchcase(name, options.only) or name in results.rows:
             continue
-        row = measure(
-            **cell, contenders=contenders, seconds=options.seconds
-        )  # fmt: skip
+        row = measure(**cell, contenders=contenders, seconds=options.seconds)
         results.add(name, row)
         print("\n".join(describe(row)), flush=True)
     print("\n".join(["", *summary(results.rows)]))

@@ -25,9 +25,9 @@ from .peers import Case, onnx_file
 
 _RUNS = 3
 _RESIDENT = """
-import json, time
+import json, resource, time
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 """
 _TORCH = _RESIDENT + "import torch; print(json.dumps([resident()]))"
 _OURS = (

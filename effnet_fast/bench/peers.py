@@ -131,7 +131,7 @@ def onnxruntime(case: Case) -> Run:
     options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
     session = ort.InferenceSession(
         str(onnx_file(case)), options, providers=["CPUExecutionProvider"]
-    )  # fmt: skip
+    )
     x = {"x": case.images().numpy()}
     return lambda: session.run(None, x)[0]
 

@@ -122,7 +122,7 @@ def _go_on(journal: Journal, summary: Summary) -> None:
     if journal.done:
         print(f"going on after {journal.done} images that are done", file=sys.stderr)
         for result in journal.results():
-            summary.add(result)
+            summary.add(result, is_new=False)
 
 
 def _classify(

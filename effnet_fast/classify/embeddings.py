@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ..capture import image_channels, native_size
 from ..errors import ModelError
 
 
@@ -46,4 +47,25 @@ def with_embeddings(model: nn.Module) -> nn.Module:
     owner = body.get_submodule(owner)
     head = getattr(owner, name)
     setattr(owner, name, nn.Identity())
-    return WithEmbeddings(body, head).eval()
+    made = WithEmbeddings(body, head).eval()
+    _check(model, made, linear[-1])
+    return made
+
+
+def _check(model: nn.Module, made: WithEmbeddings, head: str) -> None:
+    """Raise where the two give different logits: of what stands behind the layer, as a softmax."""
+    size, channels = native_size(model), image_channels(model)
+    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    x = x.to(next(model.parameters()))
+    try:
+        with torch.inference_mode():
+            expected = model(x)
+            found, _ = made(x)
+        same = torch.allclose(getattr(expected, "logits", expected), found)
+    except Exception as error:  # whatever a model raises where a layer is missing
+        raise ModelError(f"the model can't do without its layer {head}: {error}") from error
+    if not same:
+        raise ModelError(
+            f"the model's last linear layer, {head}, is not the last thing that it does; accepted "
+            "for embeddings: one at its end"
+        )

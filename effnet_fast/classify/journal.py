@@ -86,8 +86,6 @@ class Journal:
         self._rows: list[tuple[Any, ...]] = []
         self._unsettled = False
         self._database: sqlite3.Connection | None = None
-        if restart:
-            self._forget()
         try:
             if self.folder:
                 self.path.mkdir(exist_ok=True)
@@ -96,6 +94,9 @@ class Journal:
             )
             self._database.execute("pragma locking_mode = exclusive")
             self._database.execute("pragma synchronous = full")
+            self._database.execute("begin exclusive")  # what another run is making is refused here
+            if restart:
+                self._forget()
             self._open()
         except ArgumentError:
             self.close()
@@ -107,7 +108,6 @@ class Journal:
         self._committed = time.monotonic()
 
     def _open(self) -> None:
-        self._database.execute("begin exclusive")
         if self._database.execute("select 1 from sqlite_master").fetchone() is None:
             parts = self._parts()
             if parts:
@@ -285,8 +285,12 @@ class Journal:
             self._database = None
 
     def _forget(self) -> None:
-        for path in (*self._parts(), self.partial, Path(f"{self.partial}-journal")):
-            path.unlink(missing_ok=True)
+        for kind, name in self._database.execute(
+            "select type, name from sqlite_master where type in ('table', 'view')"
+        ).fetchall():
+            self._database.execute(f'drop {kind} "{name}"')
+        for path in self._parts():
+            path.unlink()
 
 
 def places(path: str | Path, format: str | None) -> tuple[Path, str, Path]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .pipeline import AHEAD
 from .results import Result
-from .sources import TABLES, TARS, ZIPS, find_images
+from .sources import EXTENSIONS, ZIPS, find_images, is_container, matches
 from .workers import Times
 
 _SECONDS = 0.2  # between two looks of the bar
@@ -72,51 +74,55 @@ class Progress:
 
 def count_images(path: Path) -> int | None:
     """How many images a path leads to; None where only reading it all would tell."""
-    name = path.name.lower()
     try:
-        if name.endswith(TABLES):
-            if not name.endswith(".parquet"):
-                return None
-            from pyarrow import parquet
-
-            return parquet.ParquetFile(path).metadata.num_rows
-        if name.endswith((*TARS, *ZIPS)) and not (name.endswith(ZIPS) or name.endswith(".tar")):
-            return None
-        if name.endswith(".tar"):
-            return _in_tar(path)
-        return sum(1 for _ in find_images([path]))
+        return sum(_count(Path(file)) for file in matches(path) or [path])
     except Exception:  # the run itself says what is wrong with it
         return None
 
 
-def _in_tar(path: Path) -> int:
-    import tarfile
+def _count(path: Path) -> int:
+    name = path.name.lower()
+    if not is_container(path):
+        return sum(1 for _ in find_images([path]))
+    if name.endswith(".parquet"):
+        from pyarrow import parquet
 
-    from .sources import EXTENSIONS
+        return parquet.ParquetFile(path).metadata.num_rows
+    if name.endswith(ZIPS):
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    elif name.endswith(".tar"):
+        names = _members(path)
+    else:
+        raise ValueError(f"{path} would have to be decompressed")
+    return sum(Path(member).suffix.lower() in EXTENSIONS for member in names)
 
-    count = 0
+
+def _members(path: Path) -> Iterator[str]:
     with tarfile.open(path, "r:", errors="surrogateescape") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()
-            count += Path(member.name).suffix.lower() in EXTENSIONS and not member.isdir()
-    return count
+            if not member.isdir():
+                yield member.name
 
 
 class Summary:
     """Counts over a run's results."""
 
     def __init__(self) -> None:
-        self.done = self.failed = 0
+        self.done = self.failed = self.before = 0
         # When the 512th came, the 1024th, ...: before them are images that were decoded ahead.
         self._marks: list[tuple[int, float]] = []
         self._classes: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
-    def add(self, result: Result) -> None:
-        """One more."""
+    def add(self, result: Result, is_new: bool = True) -> None:
+        """One more; one that an earlier run did says nothing of this one's rate."""
         self.done += 1
-        if self.done >= AHEAD and self.done % AHEAD == 0 and (self.done // AHEAD).bit_count() == 1:
-            self._marks.append((self.done, time.perf_counter()))
+        self.before += not is_new
+        new = self.done - self.before
+        if is_new and new % AHEAD == 0 and (new // AHEAD).bit_count() == 1:
+            self._marks.append((new, time.perf_counter()))
         self._last = time.perf_counter()
         if result.error:
             self.failed += 1
@@ -141,9 +147,10 @@ class Summary:
 
     def _steady(self) -> str:
         """The rate of the second half or so, which the start of the model is no part of."""
-        marks = [mark for mark in self._marks if 2 * mark[0] <= self.done]
+        new = self.done - self.before
+        marks = [mark for mark in self._marks if 2 * mark[0] <= new]
         if not marks:
             return ""
         count, then = marks[-1]
-        rate = (self.done - count) / (self._last - then)
+        rate = (new - count) / (self._last - then)
         return f", {rate:.1f} images/s after the first {count}"

@@ -52,7 +52,8 @@ class Columns:
     image : holds an image file's bytes, or its path, seen from the table's folder. By default the
         first with bytes (a struct with ``bytes`` is one), else the first that is called ``path``,
         ``filename``, ``file_name``, ``file`` or ``image_path``.
-    key : holds what names the image in the results; by default its path, or the row's number.
+    key : holds what names the image in the results; by default its path behind the table's folder,
+        or the row's number behind the table's path.
     """
 
     image: str | None = None
@@ -70,14 +71,20 @@ def find_images(
     in their order; a parquet or arrow table.
 
     A file that is reached twice under one path is given once. What cannot be read, a folder without
-    an image file, and what is missing from a damaged archive, is an `Image` with its ``error``.
-    Links are followed, once around a loop.
+    an image file, what is missing from a damaged archive, and the second of two rows of tables with
+    one key, is an `Image` with its ``error``. Links are followed, once around a loop.
     """
-    seen = Keys()
+    seen, containers = Keys(), Keys()
     for path in paths:
-        for image in _given(Path(path), columns or Columns()):
+        for image in _given(Path(path), columns or Columns(), containers):
             if seen.add(image.key):
                 yield image
+            elif image.key != key_of(image.path):  # another image, that a column names so
+                number = 2
+                while not seen.add(key := f"{image.key}#{number}"):
+                    number += 1
+                error = f"a duplicate key: {image.key} is there {number} times or more"
+                yield Image(key, image.path, error)
 
 
 def listed(lines: Iterable[bytes]) -> Iterator[Path]:
@@ -110,21 +117,30 @@ def is_container(path: Path) -> bool:
     return path.name.lower().endswith((*TARS, *ZIPS, *TABLES))
 
 
-def _given(path: Path, columns: Columns) -> Iterator[Image]:
-    if glob.has_magic(str(path)) and not os.path.lexists(path):
-        found = False
-        for match in sorted(glob.iglob(str(path), recursive=True), key=os.fsencode):
-            # A folder that a pattern reaches would be searched for files that it does not fit.
-            if not os.path.isdir(match):
-                found = True
-                yield from _at(Path(match), columns)
-        if not found:
-            yield _refused(path, "a pattern that no file fits")
+def matches(path: Path) -> list[str] | None:
+    """The files that a pattern fits, in order; None of a path that is no pattern."""
+    if not glob.has_magic(str(path)) or os.path.lexists(path):
+        return None
+    found = sorted(glob.iglob(str(path), recursive=True), key=os.fsencode)
+    # A folder that a pattern reaches would be searched for files that it does not fit.
+    return [match for match in found if not os.path.isdir(match)]
+
+
+def _given(path: Path, columns: Columns, containers: Keys) -> Iterator[Image]:
+    found = matches(path)
+    if found is None:
+        yield from _at(path, columns, containers)
+    elif not found:
+        yield _refused(path, "a pattern that no file fits")
     else:
-        yield from _at(path, columns)
+        for match in found:
+            yield from _at(Path(match), columns, containers)
 
 
-def _at(path: Path, columns: Columns | None = None) -> Iterator[Image]:
+def _at(
+    path: Path, columns: Columns | None = None, containers: Keys | None = None
+) -> Iterator[Image]:
+    """``containers`` are those that were read, and are not read again."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -140,7 +156,8 @@ def _at(path: Path, columns: Columns | None = None) -> Iterator[Image]:
     elif not stat.S_ISREG(mode):
         yield _refused(path, "not a regular file")  # to open a pipe would wait for its writer
     elif columns is not None and is_container(path):
-        yield from _contained(path, columns)
+        if containers.add(key_of(path)):
+            yield from _contained(path, columns)
     else:
         yield Image(key_of(path), path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import ArgumentError
 from .sources import Columns, Image, Keys, key_of
@@ -39,47 +39,58 @@ def in_table(path: Path, columns: Columns) -> Iterator[Image]:
     pyarrow = need_pyarrow(f"table {path}")
     key, row, seen = key_of(path), 0, Keys()
     try:
-        schema, batches = _opened(pyarrow, path)
-        image = _image_column(pyarrow, path, schema, columns.image)
-        wanted = [image] if columns.key is None else [image, columns.key]
-        if columns.key is not None and columns.key not in schema.names:
-            raise _no_column(path, schema, columns.key)
-        for batch in batches(wanted):
-            values = batch.column(image)
-            names = None if columns.key is None else batch.column(columns.key)
-            for index in range(batch.num_rows):
-                value = values[index].as_py()
-                if names is not None:
-                    name = str(names[index].as_py())
-                else:
-                    name = value if isinstance(value, str) else f"{key}/{row}"
+        with open(path, "rb") as file:  # pyarrow itself takes no name that is not UTF-8
+            for name, value in _rows(pyarrow, path, file, columns):
+                if name is None:
+                    name = _key(path, value) if isinstance(value, str) else f"{key}/{row}"
                 row += 1
-                if not seen.add(name):
-                    number = 2
-                    while not seen.add(f"{name}#{number}"):
-                        number += 1
-                    error = f"a duplicate key: {name} is in the table {number} times or more"
-                    yield Image(f"{name}#{number}", path, error)
-                else:
+                if seen.add(name):
                     yield _image(path, name, value)
+                    continue
+                number = 2
+                while not seen.add(f"{name}#{number}"):
+                    number += 1
+                error = f"a duplicate key: {name} is in the table {number} times or more"
+                yield Image(f"{name}#{number}", path, error)
     except (pyarrow.ArrowException, OSError) as error:
         text = " ".join(str(error).split())
         yield Image(key, path, f"a damaged or truncated table, after {row} rows: {text}")
 
 
-def _opened(pyarrow: Any, path: Path) -> tuple[Any, Any]:
+def _key(table: Path, value: str) -> str:
+    """Of a row with a path, which is seen from the table's folder."""
+    return key_of(table.parent / value)
+
+
+def _rows(
+    pyarrow: Any, path: Path, file: IO[bytes], columns: Columns
+) -> Iterator[tuple[str | None, Any]]:
+    """Of each row its key, if a column has it, and its image."""
+    schema, batches = _opened(pyarrow, path, file)
+    image = _image_column(pyarrow, path, schema, columns.image)
+    if columns.key is not None and columns.key not in schema.names:
+        raise _no_column(path, schema, columns.key)
+    wanted = [image] if columns.key is None else [image, columns.key]
+    for batch in batches(wanted):
+        values = batch.column(image)
+        names = None if columns.key is None else batch.column(columns.key)
+        for index in range(batch.num_rows):
+            name = None if names is None else str(names[index].as_py())
+            yield name, values[index].as_py()
+
+
+def _opened(pyarrow: Any, path: Path, file: IO[bytes]) -> tuple[Any, Any]:
     """A table's schema, and what iterates over its rows."""
     if path.suffix.lower() == ".parquet":
-        file = pyarrow.parquet.ParquetFile(path)
-        return file.schema_arrow, lambda names: file.iter_batches(ROWS, columns=names)
-    source = pyarrow.memory_map(str(path))
-    if source.read(6) == b"ARROW1":
-        source.seek(0)
-        reader = pyarrow.ipc.open_file(source)
+        table = pyarrow.parquet.ParquetFile(file)
+        return table.schema_arrow, lambda names: table.iter_batches(ROWS, columns=names)
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    if is_file:
+        reader = pyarrow.ipc.open_file(file)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
     else:
-        source.seek(0)
-        reader = batches = pyarrow.ipc.open_stream(source)
+        reader = batches = pyarrow.ipc.open_stream(file)
     return reader.schema, lambda names: (batch.select(names) for batch in batches)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,8 +52,9 @@ class Tally:
         probabilities, expected = logits.softmax(1), stock.softmax(1)
         same = logits.argmax(1) == stock.argmax(1)
         sure = expected.amax(1) > SURE
-        difference = (logits - stock).abs()
-        change = (probabilities - expected).abs().amax(1)
+        # A number that is none is as far away as can be: max() would pass over it.
+        difference = (logits - stock).abs().nan_to_num(nan=math.inf)
+        change = (probabilities - expected).abs().nan_to_num(nan=math.inf).amax(1)
         self.images += len(logits)
         self.same += int(same.sum())
         self.sure += int(sure.sum())
@@ -111,11 +113,14 @@ def run(options: argparse.Namespace) -> int:
     tallies = {STOCK: Tally()} | {f"optimised, {mode}": Tally() for mode in ("exact", *modes)}
     failed = 0
     for images, decoded in _decoded(images_of(options), loaders, options):
-        good = [i for i, one in enumerate(decoded["exact"]) if one.pixels is not None]
-        for one in decoded["exact"]:
-            if one.pixels is None:
+        good = []
+        for i, ways in enumerate(zip(*decoded.values(), strict=True)):
+            bad = next((one for one in ways if one.pixels is None), None)
+            if bad is None:
+                good.append(i)
+            else:
                 failed += 1
-                print(f"{printable(one.key)}: {printable(one.error)}", file=sys.stderr)
+                print(f"{printable(bad.key)}: {printable(bad.error)}", file=sys.stderr)
         if not good:
             continue
 

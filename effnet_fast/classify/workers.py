@@ -237,7 +237,9 @@ class Workers:
             (decoded,) = self._waiting.popleft()
             self._filling.images.append(decoded)
             self._filling.good += decoded.pixels is not None
-            if self._filling.good in (0, self._batch_size):
+            # Or images without pixels would pile up behind a good one, until no more are asked for.
+            many = len(self._filling.images) >= 2 * self._batch_size
+            if self._filling.good in (0, self._batch_size) or many:
                 self._close()
         if self._exhausted and not self._waiting and self._filling.images:
             self._close()
