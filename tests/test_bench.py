@@ -361,6 +361,7 @@ def cell():
 
 
 def test_contenders_run_in_processes_of_their_own(cell):
+    assert cell["model"] == f"{CELL['source']}:{CELL['name']}"
     for outcome in cell["outcomes"].values():
         assert outcome["skipped"] is None and outcome["error"] <= cpu.BOUND
         assert 0 < outcome["times"]["p10"] <= outcome["times"]["p90"]
@@ -375,6 +376,12 @@ def test_steps_account_for_all_multiply_adds(cell):
         model(torch.zeros(1, 3, *CELL["size"]))
     assert 2 * cell["macs"] == counter.get_total_flops()
     assert all(step["seconds"] > 0 and step["bytes"] > 0 for step in cell["steps"])
+
+
+def test_a_limit_that_cannot_be_had_is_an_error(monkeypatch):
+    monkeypatch.setitem(peers.LIMITS, "disk", peers.copy)  # which the other process does not know
+    with pytest.raises(errors.BackendError, match="disk, a limit of this machine, can't be had"):
+        cpu.measure(**CELL, contenders=("eager",), seconds=0.1)
 
 
 def test_a_runtime_that_is_not_there_is_a_row(cell, monkeypatch):

@@ -188,10 +188,10 @@ def measure(
             for peer in peers.values():
                 peer.close()
     measured = {name: outcomes.pop(name) for name in LIMITS}
-    for name, outcome in measured.items():
+    for limit, outcome in measured.items():
         if outcome.times is None:
-            raise BackendError(f"{name}, a limit of this machine, can't be had: {outcome.skipped}")
-    limits = {name: outcome.times.median for name, outcome in measured.items()}
+            raise BackendError(f"{limit}, a limit of this machine, can't be had: {outcome.skipped}")
+    limits = {limit: outcome.times.median for limit, outcome in measured.items()}
     return {
         "model": f"{source}:{name}",
         "size": list(size),
