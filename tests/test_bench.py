@@ -381,7 +381,7 @@ def test_steps_account_for_all_multiply_adds(cell):
 def test_a_limit_that_cannot_be_had_is_an_error(monkeypatch):
     monkeypatch.setitem(peers.LIMITS, "disk", peers.copy)  # which the other process does not know
     with pytest.raises(errors.BackendError, match="disk, a limit of this machine, can't be had"):
-        cpu.measure(**CELL, contenders=("eager",), seconds=0.1)
+        cpu.measure(**CELL | {"seconds": 0.1}, contenders=("eager",))
 
 
 def test_a_runtime_that_is_not_there_is_a_row(cell, monkeypatch):
