@@ -521,6 +521,38 @@ def test_verification_notices_a_wrong_answer():
         Tally(torch.float32).add([stock[:, :9]], [stock], [exact], (4, 3, 8, 8))
 
 
+def drawn(error: float, exact: torch.Tensor) -> torch.Tensor:
+    """At that relative distance from the exact values."""
+    return exact * (1 + error)
+
+
+def test_every_batch_has_the_same_weight_in_the_verdict():
+    exact = torch.ones(1, 10, dtype=torch.float64)
+    tally, shape = Tally(torch.float64), (1, 3, 8, 8)
+    # An image that either model amplifies: an unlucky draw there ...
+    assert not tally.add([drawn(1.7e-3, exact)], [drawn(1e-3, exact)], [exact], shape).holds
+    # ... counts as one, among others with smaller errors.
+    parity = tally.add([drawn(1e-6, exact)], [drawn(1e-6, exact)], [exact], shape)
+    assert parity.holds
+    assert parity.error / parity.bound == pytest.approx(((1.7**2 + 1) / 2) ** 0.5 / 1.5, rel=1e-3)
+
+
+def test_one_wrong_batch_is_not_outvoted():
+    exact = torch.ones(1, 10, dtype=torch.float64)
+    tally, shape = Tally(torch.float64), (1, 3, 8, 8)
+    tally.add([drawn(1e-6, exact)], [drawn(1e-7, exact)], [exact], shape)
+    for _ in range(11):
+        parity = tally.add([drawn(1e-7, exact)], [drawn(1e-7, exact)], [exact], shape)
+        assert not parity.holds
+
+
+def test_outputs_that_are_infinite_in_both_models_decide_nothing():
+    exact = torch.ones(1, 10, dtype=torch.float64)
+    infinite, tally = exact / 0, Tally(torch.float64)
+    assert tally.add([infinite], [infinite], [exact], (1, 3, 8, 8)).holds
+    assert not tally.add([drawn(1e-3, exact)], [exact], [exact], (1, 3, 8, 8)).holds
+
+
 # ---- no silence ----------------------------------------------------------------------------------
 
 

@@ -4,10 +4,10 @@
 // vector wider, so that no panel is narrower than it must be: [panel][tap][input channel][channels
 // of the panel], padded with zeros. A is never packed: a tile takes one pointer per pixel and tap,
 // so pixels of any map, padding (a row of zeros) and windows of any shape are all the same kernel.
-// Each output is a sum of runs of kRun products and the bias, each run one chain of fused
-// multiply-adds over taps, then input channels: its bits do not depend on how the pixels are cut
-// into tiles, and its error grows with the run, not with the depth. The bias comes last: a chain
-// that started from it would round at its size in every step, and batch norm makes it large.
+// Each output is a sum of runs (of kRun products, or fewer) and the bias, each run one chain of
+// fused multiply-adds over taps, then input channels: its bits do not depend on how the pixels are
+// cut into tiles, and its error grows with the run, not with the depth. The bias comes last: a
+// chain that started from it would round at its size in every step, and batch norm makes it large.
 #pragma once
 
 #include "effnet_fast/kernels.h"
@@ -75,6 +75,7 @@ struct Gemm {
   int64_t taps, depth;
   Act act;
   Panels panels;
+  int64_t run = kRun;  // products in a chain; multiples of kRun are where chunks are cut
 };
 
 // A part of the input channels, when they are cut into chunks to keep the operands in cache: one

@@ -21,6 +21,7 @@ struct TileArgs {
   const float* const* a;
   int64_t tap_stride, taps;
   int64_t first_k, depth;  // input channels [first_k, first_k + depth) of each tap
+  int64_t run;             // products in a chain
   const float* b;
   const float* bias;  // at the panel's first channel, or null
   int64_t channels;
@@ -145,7 +146,7 @@ static void gemm_tiles(const TileArgs& t) {
     store(bias + kLast, load(t.bias + kLast, Tail(t.channels - kLast)));
   }
   const float* const padded_bias = bias;
-  const bool is_one_run = t.taps == 1 && t.depth <= kRun && t.first;
+  const bool is_one_run = t.taps == 1 && t.depth <= t.run && t.first;
   const float* next = t.next;
   const auto prefetch_next = [&] {
     const float* const end = next + t.next_floats;
@@ -179,14 +180,14 @@ static void gemm_tiles(const TileArgs& t) {
           for (int r = 0; r < kRows; ++r) a[r] = pointers[r] + t.first_k;
         }
         for (int64_t k = 0; k < t.depth;) {
-          if (length == kRun) {
+          if (length == t.run) {
             add_to(total, stride, is_first, acc);
             acc.clear();
             is_first = false;
             length = 0;
             prefetch_next();
           }
-          const int64_t end = least(k + kRun - length, t.depth);
+          const int64_t end = least(k + t.run - length, t.depth);
           multiply(a, b, k, end, acc);
           b += (end - k) * kVecs * kLanes;
           length += end - k;
@@ -291,6 +292,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   t.taps = g.taps;
   t.first_k = chunk.begin;
   t.depth = chunk.end - chunk.begin;
+  t.run = g.run;
   t.b = g.weight + panel * kPanel * g.taps * g.depth + chunk.begin * vecs * kLanes;
   t.bias = g.bias ? g.bias + panel * kPanel : nullptr;
   t.channels = g.panels.channels(panel);
@@ -311,7 +313,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   const int64_t floats = t.depth * t.taps * vecs * kLanes;
   t.next = t.b + g.depth * g.taps * vecs * kLanes;
   t.next_floats = panel + 1 < g.panels.count
-                      ? round_up(ceil_div(floats, tiles * ceil_div(t.depth * t.taps, kRun)), kLine)
+                      ? round_up(ceil_div(floats, tiles * ceil_div(t.depth * t.taps, g.run)), kLine)
                       : 0;
   const auto run = [&](int64_t count, int64_t size, int64_t begin) {
     t.tiles = count;
@@ -325,7 +327,7 @@ void gemm_panel(const Gemm& g, int64_t panel, const Pixels& pixels, int64_t y_of
   };
   if (larger) {
     run(larger, rows + 1, 0);
-    t.next += larger * ceil_div(t.depth * t.taps, kRun) * t.next_floats;
+    t.next += larger * ceil_div(t.depth * t.taps, g.run) * t.next_floats;
   }
   run(tiles - larger, rows, larger * (rows + 1));
   if (activated || !chunk.last) return;
