@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256, as timm's")
     parser.add_argument("--threads", type=int, help="of the model (default: torch's own)")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--torchcompile", action="store_true", help="with torch.compile")
+    parser.add_argument("--torchcompile-mode", help="its mode")
     parser.add_argument("--topk", type=int, default=5)
     parser.add_argument("--results-file", type=Path, required=True)
     parser.add_argument("--probabilities", type=Path, help="all of them, as .npy")
@@ -50,8 +51,8 @@ def infer(options: argparse.Namespace) -> None:
     model.eval()
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if options.compile:
-        model = torch.compile(model)
+    if options.torchcompile:
+        model = torch.compile(model, mode=options.torchcompile_mode)
     dataset = create_dataset(root=str(options.folder), name="")
     loader = create_loader(
         dataset, batch_size=options.batch_size, use_prefetcher=True,
@@ -60,8 +61,6 @@ def infer(options: argparse.Namespace) -> None:
     indices, probabilities, everything, done = [], [], [], 0
     with torch.inference_mode():
         for images, _ in loader:
-            if options.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
             output = model(images).softmax(-1)
             if options.probabilities:
                 everything.append(output.numpy())
