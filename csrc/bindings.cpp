@@ -15,6 +15,7 @@
 
 #include "effnet_fast/kernels.h"
 #include "effnet_fast/program.h"
+#include "effnet_fast/resize.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -207,6 +208,30 @@ void bind_program(py::module_& m) {
           "tensors"_a, "batch"_a, "threads"_a, "As run; the wall seconds of each step.");
 }
 
+void bind_resize(py::module_& m) {
+  m.def(
+      "resize",
+      [](Address x, int64_t height, int64_t width, int64_t row, int64_t to_height, int64_t to_width,
+         int32_t filter, int64_t top, int64_t left, int64_t crop_height, int64_t crop_width,
+         Address y) {
+        check_addresses(x, y);
+        check_sizes({height, width, to_height, to_width, crop_height, crop_width});
+        check(row >= width * 3, "row is " + std::to_string(row) + "; accepted: at least width * 3");
+        check(filter >= 0 && filter <= static_cast<int32_t>(Filter::kLanczos),
+              "filter is " + std::to_string(filter) + "; accepted: 0 to 4");
+        check(top >= 0 && left >= 0 && top + crop_height <= to_height &&
+                  left + crop_width <= to_width,
+              "the crop is not within the resized image");
+        py::gil_scoped_release release;
+        resize(kernels(), RgbImage{reinterpret_cast<const uint8_t*>(x), height, width, row},
+               to_height, to_width, static_cast<Filter>(filter),
+               Crop{top, left, crop_height, crop_width}, reinterpret_cast<uint8_t*>(y));
+      },
+      "x"_a, "height"_a, "width"_a, "row"_a, "to_height"_a, "to_width"_a, "filter"_a, "top"_a,
+      "left"_a, "crop_height"_a, "crop_width"_a, "y"_a,
+      "A crop of an 8-bit RGB image resized as Pillow does it; rows of y are dense.");
+}
+
 }  // namespace
 
 namespace gpu {
@@ -238,6 +263,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "addresses"_a, "count"_a,
       "Ask for so many lines of the cache, at addresses that need not be valid.");
+  bind_resize(m);
   bind_packing(m);
   bind_constants(m);
   bind_program(m);

@@ -39,5 +39,8 @@ void winograd_mbconv(const Conv&, const Window&, const Conv* project, const Map&
                      const Map* residual, const Map& y, const Worker&);
 Scratch winograd_mbconv_scratch(const Conv&, const Window&, const Conv* project, const Map& x);
 void activation(Act, const float* x, float* y, int64_t n);
+void resize_rows(const RgbImage& x, const Taps* outputs, int64_t count, uint8_t* scratch,
+                 uint8_t* y, int64_t y_row);
+void resize_column(const uint8_t* x, int64_t row, int64_t bytes, const Taps&, uint8_t* y);
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA

@@ -32,6 +32,8 @@ const Kernels kTable = {
     winograd_mbconv,
     winograd_mbconv_scratch,
     activation,
+    resize_rows,
+    resize_column,
 };
 
 }  // namespace effnet_fast::EFFNET_FAST_ISA

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from ..errors import ArgumentError, ImageError
 from .decode import MAX_PIXELS
+from .resize import FILTERS, is_pillows, resize
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -23,14 +24,12 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP_MODES = ("center", "squash")
-# Those that torch has for 8-bit pixels, with an antialiasing filter as Pillow's.
-_TORCH = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop the centre, scale to 0..1, normalise: with Pillow's resize timm's and
-    torchvision's pixels, bit for bit.
+    """Resize, crop the centre, scale to 0..1, normalise: timm's and torchvision's pixels, bit for
+    bit.
 
     Attributes
     ----------
@@ -78,33 +77,19 @@ class Preprocess:
         return self.normalise(np.stack([self.crop(image)]))[0].numpy()
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """Resized by Pillow and cropped: uint8 (height, width, 3), from an RGB image.
+        """Resized and cropped: uint8 (height, width, 3), from an RGB image.
 
         Raises
         ------
         ImageError
             As of calling it.
         """
-        width, height = self.resized(*image.size)
-        left, top = _start(width, self.size[1]), _start(height, self.size[0])
-        if (width, height) != image.size:
-            # Of what the crop leaves out along an edge nothing is computed, where Pillow's float32
-            # has the very numbers; elsewhere a pixel in some thousands would be off by one.
-            columns = _exact_part(image.width, width, left, self.size[1])
-            rows = _exact_part(image.height, height, top, self.size[0])
-            box = (columns[0], rows[0], columns[1], rows[1])
-            part = (columns[2], rows[2])
-            image = image.resize(part, INTERPOLATIONS[self.interpolation], box)
-            left = 0 if columns[3] else left
-            top = 0 if rows[3] else top
-        image = image.crop((left, top, left + self.size[1], top + self.size[0]))
-        return np.asarray(image)
+        if self._is_native():
+            return self.crop_pixels(np.asarray(image))
+        return self._crop_by_pillow(image, self.resized(*image.size))
 
     def crop_pixels(self, pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """As `crop`, from uint8 (height, width, 3), by torch's antialiased resize for 8-bit pixels.
-
-        It rounds its weights to 16 bits and Pillow to 22: a pixel is off by 1 now and then. The
-        filters that torch has not are Pillow's.
+        """`crop` from uint8 (height, width, 3).
 
         Parameters
         ----------
@@ -116,23 +101,26 @@ class Preprocess:
         ImageError
             As of calling it.
         """
-        if self.interpolation not in _TORCH:
-            return self.crop(Image.fromarray(pixels))
         width, height = self.resized(*(size or pixels.shape[1::-1]))
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # which is channels-last
-        if (height, width) != x.shape[2:]:
-            x = interpolate(x, (height, width), mode=self.interpolation, antialias=True)
-        left, top = _start(width, self.size[1]), _start(height, self.size[0])
-        x = x[0].permute(1, 2, 0)
-        if left >= 0 and top >= 0:
-            # A copy: what lies around the crop is not kept.
-            x = x[top : top + self.size[0], left : left + self.size[1]]
-            return x.numpy().copy()
-        out = np.zeros((*self.size, 3), np.uint8)
-        inner = x[max(top, 0) :, max(left, 0) :].numpy()[: self.size[0], : self.size[1]]
-        at_top, at_left = max(-top, 0), max(-left, 0)
-        out[at_top : at_top + inner.shape[0], at_left : at_left + inner.shape[1]] = inner
+        if not self._is_native():
+            return self._crop_by_pillow(Image.fromarray(pixels), (width, height))
+        rows, columns = _Part.of(height, self.size[0]), _Part.of(width, self.size[1])
+        resized = (height, width)
+        if (rows.count, columns.count) == self.size:
+            return resize(pixels, resized, self.interpolation, rows, columns)
+        out = np.zeros((*self.size, 3), np.uint8)  # what the image leaves of the crop is black
+        inner = out[rows.black :, columns.black :][: rows.count, : columns.count]
+        inner[:] = resize(pixels, resized, self.interpolation, rows, columns)
         return out
+
+    def _is_native(self) -> bool:
+        return self.interpolation in FILTERS and is_pillows()
+
+    def _crop_by_pillow(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        if size != image.size:
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+        left, top = _start(size[0], self.size[1]), _start(size[1], self.size[0])
+        return np.asarray(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
     def normalise(self, pixels: np.ndarray) -> torch.Tensor:
         """The model's input, float32 (N, 3, height, width), from uint8 (N, height, width, 3)."""
@@ -222,21 +210,17 @@ def _start(edge: int, crop: int) -> int:
     return round((edge - crop) / 2) if edge >= crop else -((crop - edge) // 2)
 
 
-def _exact_part(edge: int, to: int, start: int, crop: int) -> tuple[float, float, int, bool]:
-    """Along one edge, what of the source Pillow is asked for, and how many pixels it makes of it.
+class _Part(NamedTuple):
+    """Of a resized edge, what CenterCrop keeps, and the black pixels before it."""
 
-    The crop's part alone, if resizing that is the same arithmetic: Pillow takes its borders as
-    float32 and divides their distance by the number of pixels. Else everything.
-    """
-    scale = edge / to
-    begin, end = start * scale, (start + crop) * scale
-    exact = (
-        start >= 0
-        and (to // math.gcd(edge, to)).bit_count() == 1  # the scale is a binary fraction
-        and float(np.float32(begin)) == begin
-        and float(np.float32(end)) == end
-    )
-    return (begin, end, crop, True) if exact else (0, edge, to, False)
+    start: int
+    count: int
+    black: int
+
+    @classmethod
+    def of(cls, edge: int, crop: int) -> _Part:
+        start = _start(edge, crop)
+        return cls(max(start, 0), min(edge, crop), max(-start, 0))
 
 
 def _join(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@
 //    sizes, never at strides or data.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -115,7 +116,18 @@ struct Kernels {
 
   // y[i] = act(x[i]); x == y allowed.
   void (*activation)(Act, const float* x, float* y, int64_t n);
+
+  // ---- 8-bit images: the passes of resize.h -----------------------------------------------------
+  // Of up to kRowsAtOnce rows: y[i] = the sum of pixels, taps outputs[i], rounded and clamped, for
+  // i < count. scratch: x.width * kRowsAtOnce * 4 bytes. After each row of y another byte is
+  // written.
+  void (*resize_rows)(const RgbImage& x, const Taps* outputs, int64_t count, uint8_t* scratch,
+                      uint8_t* y, int64_t y_row);
+  // y[0, bytes) = the sum of rows of x, `row` bytes apart, rounded and clamped.
+  void (*resize_column)(const uint8_t* x, int64_t row, int64_t bytes, const Taps&, uint8_t* y);
 };
+
+constexpr int64_t kRowsAtOnce = 8;
 
 // The tables compiled in that this processor can run, best first; the last is always "scalar".
 const std::vector<const Kernels*>& available_kernels();

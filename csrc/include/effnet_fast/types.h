@@ -52,4 +52,18 @@ struct Window {
   }
 };
 
+// 8-bit pixels of red, green and blue.
+struct RgbImage {
+  const uint8_t* data;  // rows of width * 3 bytes
+  int64_t height, width;
+  int64_t row;  // bytes from a row to the one below it
+};
+
+// Of which pixels or rows an output is the weighted sum; the weights' sum is 2^kWeightBits.
+struct Taps {
+  int64_t first, count;
+  const int32_t* weight;
+};
+constexpr int kWeightBits = 22;
+
 }  // namespace effnet_fast
