@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from . import graph_cache
 from .capture import capture, image_argument, image_channels, native_size
 from .errors import (
     ArgumentError,
@@ -107,6 +109,40 @@ def _optimized(
     verify: bool,
     strict: bool,
 ) -> OptimizedModel:
+    _check_model(model)
+    dtype, engine, notes = _choose(model, dtype, device, backend)
+    channels = image_channels(model)
+    _check_example(example_input, channels, dtype)
+    make = partial(_made, model, example_input, dtype, engine, notes, verify, strict)
+    # A graph of the cache is one only if it is verified, as one must be to get there.
+    key = None
+    if verify and graph_cache.is_on():
+        size = None if example_input is None else tuple(example_input.shape[-2:])
+        key = graph_cache.key_of(model, size, channels, _dtype_of(model))
+    known = None if key is None else graph_cache.read(key)
+    if known is not None:
+        try:
+            return make(known)
+        except Exception as error:
+            # A graph of another model may lead to anything; this model's own errors come again.
+            _log.info("%s is captured anew: %s", type(model).__name__, error)
+    optimized = make(None)
+    if key is not None and isinstance(optimized._body, Fused):
+        graph_cache.write(key, optimized._body.graph)
+    return optimized
+
+
+def _made(
+    model: nn.Module,
+    example_input: torch.Tensor | None,
+    dtype: torch.dtype,
+    engine: str,
+    notes: tuple[str, ...],
+    verify: bool,
+    strict: bool,
+    known: Graph | None,
+) -> OptimizedModel:
+    """What `optimize` returns, from a graph that is known or from one that is captured now."""
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -115,10 +151,7 @@ def _optimized(
         yield
         seconds[name] = time.perf_counter() - start
 
-    _check_model(model)
-    dtype, engine, notes = _choose(model, dtype, device, backend)
     channels = image_channels(model)
-    _check_example(example_input, channels, dtype)
     size = None if example_input is None else tuple(example_input.shape[-2:])
 
     def fuse(source: nn.Module, graph: Graph) -> Fused:
@@ -128,7 +161,7 @@ def _optimized(
     model_dtype = _dtype_of(model)
     try:
         with timed("capture"):
-            graph = capture(model, size=size, channels=channels, dtype=model_dtype)
+            graph = known or capture(model, size=size, channels=channels, dtype=model_dtype)
         with timed("recognise"):
             body: nn.Module = fuse(model, graph)
     except CaptureError as error:

@@ -40,7 +40,7 @@ def save(model: OptimizedModel, path: str | Path) -> None:
     body._watch.check()
     content = {
         "effnet_fast": FORMAT,
-        "graph": json.dumps(_graph_to_plain(body.graph)),
+        "graph": json.dumps(graph_to_plain(body.graph)),
         "report": json.dumps(model.report.to_dict()),
         "backend": body.backend,
         "dtype": str(body.dtype).removeprefix("torch."),
@@ -87,7 +87,7 @@ def load(path: str | Path) -> OptimizedModel:
     if content["effnet_fast"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['effnet_fast']}; accepted: {FORMAT}")
     try:
-        graph = _graph_from_plain(json.loads(content["graph"]), content["others"])
+        graph = graph_from_plain(json.loads(content["graph"]), content["others"])
         original = CapturedModel(
             graph, content["argument"], content["state_dict"], content["others"], file
         )
@@ -198,7 +198,13 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
 # ---- graphs as plain data ------------------------------------------------------------------------
 
 
-def _graph_to_plain(graph: Graph) -> dict[str, Any]:
+def graph_to_plain(graph: Graph) -> dict[str, Any]:
+    """As what JSON can hold, its constant tensors by name.
+
+    Raises
+    ------
+    CaptureError : it holds an object that can't be written.
+    """
     return {
         "input": graph.input,
         "calls": [
@@ -220,7 +226,13 @@ def _graph_to_plain(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _graph_from_plain(plain: dict[str, Any], others: dict[str, torch.Tensor]) -> Graph:
+def graph_from_plain(plain: dict[str, Any], others: dict[str, torch.Tensor]) -> Graph:
+    """What `graph_to_plain` wrote; ``others`` has the constant tensors.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError : damaged, or it names what a graph may not.
+    """
     calls = []
     for name, target, args, kwargs, shape in plain["calls"]:
         function(target)  # refuses what a graph may not name

@@ -1,4 +1,4 @@
-"""The resize kernel: Pillow's pixels, for any sizes, filters and crops, on every instruction set."""
+"""The resize kernel: Pillow's pixels, for all sizes, filters and crops, by each instruction set."""
 
 import subprocess
 import sys
