@@ -20,8 +20,8 @@ from .sources import Image
 
 # How an image becomes pixels, from the quickest to the one that is timm's:
 #   fast-decode  JPEGs scaled while they are decoded, then as default
-#   default      every pixel decoded, torch's antialiased resize of 8-bit pixels
-#   exact        every pixel decoded, Pillow's resize
+#   default      every pixel decoded by libjpeg-turbo, resized to Pillow's pixels
+#   exact        every pixel decoded by Pillow, the same resize
 MODES = ("default", "exact", "fast-decode")
 
 # Of fast-decode: a JPEG is decoded to 1/2, 1/4 or 1/8 if that leaves its edges this many times as
@@ -84,7 +84,6 @@ class Loader:
     def _pixels(self, source: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         preprocess = self.preprocess
         if self.mode == "exact":
-            # libjpeg-turbo inside Pillow: the same bytes, already where Pillow resizes them.
             picture, notes = decode(source, apply_exif=self.apply_exif)
             return preprocess.crop(picture), notes
         least = self._least if self.mode == "fast-decode" else None

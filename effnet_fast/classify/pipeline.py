@@ -37,9 +37,9 @@ class Classifier:
     topk : how many classes; by default 5, or all when there are fewer.
     batch_size : images per call of the model; the last call has what is left.
     workers : decoding threads; by default one per core that this process may use.
-    mode : how pixels are made. "default": all of a JPEG decoded, resized by torch's antialiased
-        8-bit filter; "exact": resized by Pillow, timm's and torchvision's very pixels;
-        "fast-decode": JPEGs scaled while they are decoded.
+    mode : how pixels are made. "default": all of a JPEG decoded, by libjpeg-turbo, and resized to
+        Pillow's pixels; "exact": decoded by Pillow, timm's and torchvision's very pixels whatever
+        Pillow decodes with; "fast-decode": JPEGs scaled while they are decoded.
     apply_exif : turn images upright, which timm and torchvision do not.
     logits, embeddings : whether results have them. For embeddings ``model`` gives a pair, as one
         from `with_embeddings` does.
