@@ -169,7 +169,7 @@ def test_modes(mode):
 
 def test_fast_decode_keeps_small_jpegs_whole():
     loader = Loader(LITE0, "fast-decode")
-    for size, scale in (((600, 400), 1), ((1200, 800), 2), ((4000, 3000), 4), ((8000, 6400), 8)):
+    for size, scale in (((700, 600), 1), ((1200, 800), 2), ((2000, 1500), 4), ((4000, 3000), 8)):
         assert loader._least(*size) == (size[0] // scale, size[1] // scale)
 
 
