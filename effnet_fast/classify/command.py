@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import __version__
-from ..errors import ArgumentError
+from ..errors import ArgumentError, BackendError
 from .embeddings import with_embeddings
-from .journal import Journal, fingerprint, places
+from .journal import BlockJournal, Journal, fingerprint, is_folder, places
 from .labels import read_labels
 from .pipeline import Classifier, Run
 from .progress import Progress, Summary
@@ -25,11 +27,15 @@ from .sources import Columns, Image, find_images, listed
 from .workers import Times
 from .zoo import Loaded, load_model
 
+if TYPE_CHECKING:  # Ray can be missing
+    from .ray_engine import Pool, RayRun
+
 
 def run(options: argparse.Namespace) -> int:
     """The exit status: 0, or 1 when an image has no answer."""
     check(options)
     _check_results(options)
+    _check_engine(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     loaded, classifier, arguments = _prepared(options)
@@ -67,7 +73,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Loaded, Classifier, dict[str
     labels = None if options.class_map is None else read_labels(options.class_map)
     classifier = Classifier(
         None, preprocess, labels=labels, topk=options.topk, batch_size=options.batch_size,
-        workers=options.workers, mode=options.mode, apply_exif=options.apply_exif,
+        workers=_workers(options), mode=options.mode, apply_exif=options.apply_exif,
         logits=options.logits, embeddings=options.embeddings, decoders=options.decoders,
         threads=options.threads,
     )  # fmt: skip
@@ -111,7 +117,8 @@ def _journal(options: argparse.Namespace, arguments: dict[str, Any]) -> Journal 
     if options.results_file is None:
         return None
     wanted = {"logits": options.logits, "embedding": options.embeddings}
-    return Journal(
+    by_block = options.engine == "ray" and is_folder(options.results_file, options.results_format)
+    return (BlockJournal if by_block else Journal)(
         options.results_file, options.results_format, arguments,
         topk=DEFAULT_TOPK if options.topk is None else options.topk,
         vectors=[name for name in wanted if wanted[name]], restart=options.restart,
@@ -137,9 +144,8 @@ def _classify(
     if journal is not None:
         images = (image for image in images if not journal.holds(image.key))
     before, start = summary.done, time.perf_counter()
-    shared = not options.no_optimize and options.backend in (None, "auto", "cpu")
     stopped = None
-    with closing(classifier.run(images, shared)) as going:
+    with closing(_begin(options, classifier, images, journal)) as going:
         _start(going, loaded, classifier, options)
         counted = options.paths if options.list is None else None
         with closing(Progress(counted, before)) as progress:
@@ -148,7 +154,7 @@ def _classify(
                     stopped = result
                     break
                 summary.add(result)
-                progress.add(result, classifier.times)
+                progress.add(result, going.times)
                 if journal is None:
                     print(table(result))
                 else:
@@ -158,32 +164,82 @@ def _classify(
         what = f"{printable(stopped.filename)}: {printable(stopped.error)}"
         print(f"stopped at {what}", file=sys.stderr)
         return None
-    _report(options, summary, classifier.times, summary.done - before, seconds)
+    _report(options, summary, going.times, summary.done - before, seconds)
     return 1 if summary.failed else 0
 
 
-def _start(going: Run, loaded: Loaded, classifier: Classifier, options: argparse.Namespace) -> None:
+def _begin(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    images: Iterator[Image],
+    journal: Journal | None,
+) -> Run | RayRun:
+    """Begin to ask for images."""
+    if options.engine == "local":
+        return classifier.run(
+            images, not options.no_optimize and options.backend in (None, "auto", "cpu")
+        )
+    return _ray_engine().RayRun(
+        classifier, images, _pool(options),
+        address=options.address or os.environ.get("RAY_ADDRESS"),
+        backend=None if options.no_optimize else options.backend or "auto",
+        journal=journal if isinstance(journal, BlockJournal) else None,
+    )  # fmt: skip
+
+
+def _start(
+    going: Run | RayRun, loaded: Loaded, classifier: Classifier, options: argparse.Namespace
+) -> None:
     """Make the model, while images are decoded, and let it begin."""
-    model, engine = _engine(loaded, options)
+    model = with_embeddings(loaded.model) if options.embeddings else loaded.model
+    if options.engine == "local":
+        model, engine = _engine(model, options)
+    else:
+        engine = str(going)
     print(
-        f"{loaded.name}: {engine}, {torch.get_num_threads()} threads; input "
-        f"{classifier.preprocess}; {options.mode} decoding",
+        f"{loaded.name}: {engine}; input {classifier.preprocess}; {options.mode} decoding",
         file=sys.stderr,
     )
     going.start(model)
 
 
-def _engine(loaded: Loaded, options: argparse.Namespace) -> tuple[torch.nn.Module, str]:
-    model = with_embeddings(loaded.model) if options.embeddings else loaded.model
+def _engine(model: torch.nn.Module, options: argparse.Namespace) -> tuple[torch.nn.Module, str]:
+    threads = f"{torch.get_num_threads()} threads"
     if options.no_optimize:
-        return model, "stock PyTorch"
+        return model, f"stock PyTorch, {threads}"
     from ..optimize import optimize
 
     model = optimize(model, backend=options.backend or "auto")
     report = model.report
-    return model, (
-        f"{report.backend} backend, {100 * report.fused_share:.4g} % of multiply-adds fused"
-    )
+    fused = f"{100 * report.fused_share:.4g} % of multiply-adds fused"
+    return model, f"{report.backend} backend, {fused}, {threads}"
+
+
+def _ray_engine() -> ModuleType:
+    try:
+        from . import ray_engine
+    except ImportError as error:
+        raise BackendError(
+            f"--engine ray needs Ray Data ({error}): pip install 'effnet-fast[ray]'"
+        ) from error
+    return ray_engine
+
+
+def _pool(options: argparse.Namespace) -> Pool:
+    gpus = options.gpus_per_actor
+    if gpus is None:
+        gpus = float(options.backend == "gpu")
+    elif gpus == 0 and options.backend == "gpu":
+        raise ArgumentError("--gpus-per-actor is 0; accepted by --backend gpu: above 0")
+    cpus = 1.0 if options.cpus_per_actor is None else options.cpus_per_actor
+    return _ray_engine().Pool.of(options.concurrency, cpus, gpus)
+
+
+def _workers(options: argparse.Namespace) -> int | None:
+    """Decoding threads of a process."""
+    if options.workers is None and options.engine == "ray":
+        return math.ceil(_pool(options).cpus)
+    return options.workers
 
 
 def images_of(options: argparse.Namespace) -> Iterator[Image]:
@@ -244,6 +300,20 @@ def _check_results(options: argparse.Namespace) -> None:
         places(options.results_file, options.results_format)
     if options.no_optimize and options.backend is not None:
         raise ArgumentError("--no-optimize runs the stock model, which has no --backend")
+
+
+def _check_engine(options: argparse.Namespace) -> None:
+    if options.engine == "ray":
+        _pool(options)
+        if (options.address or "").startswith("ray://"):
+            raise ArgumentError(
+                f"--address is {options.address}, of Ray Client, which has no Ray Data; accepted: "
+                "HOST:PORT or auto, on a node of the cluster"
+            )
+        return
+    for name in ("address", "concurrency", "cpus_per_actor", "gpus_per_actor"):
+        if getattr(options, name) is not None:
+            raise ArgumentError(f"--{name.replace('_', '-')} is for --engine ray")
 
 
 def table(result: Result) -> str:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import socket
 import sqlite3
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +125,8 @@ class Journal:
         else:
             self._compare(dict(self._database.execute("select name, value from run")))
             (self.done,) = self._database.execute("select count(*) from results").fetchone()
-            # Of a run that was killed when it had written its last part, which may be a short one.
-            for part in self._parts()[self.done // PART :]:
-                part.unlink()
+            for part in self._uncommitted():
+                part.unlink(missing_ok=True)
         self._database.execute("commit")
 
     def _compare(self, there: Mapping[str, str]) -> None:
@@ -155,13 +157,16 @@ class Journal:
         ResultsError
             It cannot be written. What was committed before is there.
         """
+        self._take(result)
+        if len(self._rows) >= _ROWS or time.monotonic() - self._committed > _SECONDS:
+            self.commit()
+
+    def _take(self, result: Result) -> None:
         lists = (json.dumps(x) for x in (result.indices, result.labels, result.probs))
         vectors = (_blob(x) for x in (result.logits, result.embedding))
         self._rows.append(
             (result.filename, *lists, result.note, result.error, result.mode, *vectors)
         )
-        if len(self._rows) >= _ROWS or time.monotonic() - self._committed > _SECONDS:
-            self.commit()
 
     @property
     def pending(self) -> int:
@@ -248,6 +253,10 @@ class Journal:
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.parquet")) if self.folder else []
 
+    def _uncommitted(self) -> list[Path]:
+        """Parts of a run that was killed when it had written its last, which may be a short one."""
+        return self._parts()[self.done // PART :]
+
     def _failed(self, error: Exception) -> ResultsError:
         return ResultsError(f"results file {self.path}: {_why(error, self.partial)}; {self.kept()}")
 
@@ -293,6 +302,118 @@ class Journal:
             path.unlink()
 
 
+class BlockJournal(Journal):
+    """A folder of parquet parts that others write, on any machine, one for each block of images.
+
+    Rows are here without vectors, which would be most of them: they say what is done. A part is
+    written by `writer` under a hidden name, and gets its own, the number of its first row, when its
+    rows are committed; so it is there if and only if they are, whatever is killed, or goes on
+    writing for a run that ended. Arguments as of `Journal`; ``path`` is a folder.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        format: str | None,
+        arguments: Mapping[str, Any],
+        *,
+        topk: int,
+        vectors: Sequence[str] = (),
+        restart: bool = False,
+    ):
+        # The parts of a `Journal` have other rows: neither goes on with what the other has done.
+        arguments = {**arguments, "parts": "by block"}
+        super().__init__(path, format, arguments, topk=topk, vectors=vectors, restart=restart)
+
+    @property
+    def writer(self) -> PartWriter:
+        """What writes parts, for `adopt`."""
+        return PartWriter(self.path, **self._options)
+
+    def add(self, result: Result) -> None:
+        """Take a row, to be committed with its part."""
+        self._take(replace(result, logits=None, embedding=None))
+
+    def adopt(self, name: str) -> None:
+        """Commit the rows that were taken, whose part `writer` has written.
+
+        Raises
+        ------
+        ResultsError
+            The part is not there, as in a folder that the machines do not share; or as of `commit`.
+        """
+        try:
+            os.replace(self.path / name, self.path / f"part-{self.done:010}.parquet")
+        except FileNotFoundError as error:
+            raise ResultsError(
+                f"results folder {self.path}: a part that was written is not there; accepted: a "
+                f"folder that all nodes share; {self.kept()}"
+            ) from error
+        except OSError as error:
+            raise self._failed(error) from error
+        self.commit()
+
+    def leave(self) -> None:
+        """End early: rows whose part was not adopted are forgotten."""
+        self._settle()
+        self._rows = []
+        self._tidy()
+        super().leave()
+
+    def publish(self) -> None:
+        """End the journal: the parts are the results."""
+        assert not self._rows, "rows without their part"
+        self._tidy()
+        self.discard()
+
+    def _tidy(self) -> None:
+        for part in self._uncommitted():
+            part.unlink(missing_ok=True)
+
+    def _write_parts(self, last: bool = False) -> None:
+        pass
+
+    def _uncommitted(self) -> list[Path]:
+        hidden = self.path.glob(".*part-*")  # files in the making, too
+        return [p for p in self._parts() if int(p.stem[5:]) >= self.done] + list(hidden)
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Writes the parts of a `BlockJournal`, in any process.
+
+    Attributes
+    ----------
+    folder : of the results.
+    topk, vectors : as of `open_sink`.
+    """
+
+    folder: Path
+    topk: int
+    vectors: tuple[str, ...]
+
+    def __call__(self, results: Sequence[Result]) -> str:
+        """The hidden name of the part with these rows, new each time.
+
+        Raises
+        ------
+        ResultsError
+            It cannot be written on this machine.
+        """
+        name = f".part-{secrets.token_hex(8)}.parquet"
+        path = self.folder / name
+        try:
+            with open_sink(path, "parquet", topk=self.topk, vectors=self.vectors) as sink:
+                for result in results:
+                    sink.write(result)
+        except (OSError, ArgumentError) as error:
+            text = _why(error.__cause__ or error, path)
+            raise ResultsError(
+                f"results folder {self.folder}: {text}, on the node {socket.gethostname()}"
+            ) from error
+        return name
+
+
 def places(path: str | Path, format: str | None) -> tuple[Path, str, Path]:
     """Of a results file: where it really is, its format, and its journal.
 
@@ -310,6 +431,18 @@ def places(path: str | Path, format: str | None) -> tuple[Path, str, Path]:
         return path.parent, format, path.parent / ".partial.sqlite"
     path, format = checked(path, format)
     return path, format, path.with_name(f".{path.name}.partial")
+
+
+def is_folder(path: str | Path, format: str | None) -> bool:
+    """Whether results go to a folder of parquet parts.
+
+    Raises
+    ------
+    ArgumentError
+        As of `places`.
+    """
+    place, _, partial = places(path, format)
+    return partial.parent == place
 
 
 def fingerprint(model: torch.nn.Module) -> str:

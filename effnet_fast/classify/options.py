@@ -118,7 +118,36 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
         "--decoders", default="threads", metavar="KIND",
         help="threads, or processes: for files that may crash a decoder (default: threads)",
     )  # fmt: skip
+    engine.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="local: this process (default); ray: actors of Ray Data, on this machine or a cluster",
+    )  # fmt: skip
+    _add_ray(parser)
     add_preprocessing(parser)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    """Where `--engine ray` runs, and how wide."""
+    ray = parser.add_argument_group("with --engine ray")
+    ray.add_argument(
+        "--address", metavar="ADDRESS",
+        help="of a cluster that this machine is a node of: HOST:PORT or auto (default: "
+        "$RAY_ADDRESS, or a Ray of its own on this machine, which needs no server)",
+    )  # fmt: skip
+    ray.add_argument(
+        "--concurrency", metavar="N",
+        help="actors, each with the model; MIN:MAX lets Ray Data choose as it goes (default: as "
+        "many as the cluster has room for)",
+    )  # fmt: skip
+    ray.add_argument(
+        "--cpus-per-actor", type=float, metavar="C",
+        help="CPUs that each reserves; it has as many threads, rounded up, unless --workers says "
+        "otherwise (default: 1)",
+    )  # fmt: skip
+    ray.add_argument(
+        "--gpus-per-actor", type=float, metavar="G",
+        help="GPUs that each reserves (default: 1 with --backend gpu, else 0)",
+    )  # fmt: skip
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

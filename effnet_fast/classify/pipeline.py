@@ -51,7 +51,8 @@ class Classifier:
 
     Attributes
     ----------
-    model, preprocess : as given.
+    model, preprocess, batch_size : as given.
+    workers : decoding threads.
     times : what threads spent their time on, in the last run that was begun.
     """
 
@@ -86,7 +87,7 @@ class Classifier:
         self._loader = Loader(preprocess, mode, apply_exif)
         self._labels, self._topk = labels, topk
         self._logits, self._embeddings = logits, embeddings
-        self._batch_size, self._workers, self._threads = batch_size, workers, threads
+        self.batch_size, self.workers, self._threads = batch_size, workers, threads
         self._decoders = decoders
 
     @classmethod
@@ -150,15 +151,15 @@ class Classifier:
         images : from `find_images`, or of your own.
         shared : whether several threads may call the model at once.
         """
-        slots = (self._threads or self._workers) if shared else 1
+        slots = (self._threads or self.workers) if shared else 1
         if self._decoders == "processes":
-            loads = [LoaderProcess(self._loader) for _ in range(self._workers)]
+            loads = [LoaderProcess(self._loader) for _ in range(self.workers)]
         else:
-            loads = [self._loader] * self._workers
+            loads = [self._loader] * self.workers
         workers = Workers(
             images,
             loads,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             slots=slots,
             apart=not shared,
             model_threads=self._threads or torch.get_num_threads(),
@@ -180,6 +181,11 @@ class Run:
 
     def __init__(self, classifier: Classifier, workers: Workers, loads: Sequence[Any]):
         self._classifier, self._workers, self._loads = classifier, workers, loads
+
+    @property
+    def times(self) -> Times:
+        """What its threads have spent their time on."""
+        return self._workers.times
 
     def start(self, model: Model) -> None:
         """Bring the model."""
