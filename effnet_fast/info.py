@@ -9,7 +9,7 @@ from typing import Any
 
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "efficientnet_pytorch", "numpy", "pillow",
-    "pyarrow", "simplejpeg",
+    "pyarrow", "simplejpeg", "ray",
 )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from effnet_fast.classify.ray_engine import Pool, RayRun, grouped  # noqa: E402
 
 # Optimised: its bits do not depend on what else is in a batch.
 OPTIMIZED = [option for option in TINY if option != "--no-optimize"]
+# What Ray calls the processes of actors that classify, and of the task that reads the source.
+ACTOR, READER = b"ray::MapWorker(MapBatches(_Predictor))", b"ray::Read_"
 SMALL = Preprocess((8, 8), (8, 8), interpolation="bilinear")
 
 
@@ -61,8 +63,8 @@ def locally(*arguments):
     return main(["classify", *map(str, arguments), *OPTIMIZED])
 
 
-def workers():
-    """The processes of this process' actors that classify."""
+def processes(name):
+    """Those of Ray's below this one that are called so."""
     pids = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -74,7 +76,7 @@ def workers():
             pid = pids[pid][0]
         return pid == os.getpid()
 
-    return [pid for pid, (_, name) in pids.items() if b"_Predictor" in name and is_ours(pid)]
+    return [pid for pid, (_, command) in pids.items() if name in command and is_ours(pid)]
 
 
 # ---- the same rows -------------------------------------------------------------------------------
@@ -157,9 +159,11 @@ def test_fail_fast_stops_at_the_first(here, folder, tmp_path, capsys):
     assert "0011.jpg: an empty file (0 bytes)" in err
     assert "11 images are done and saved" in err
     end = time.monotonic() + 30
-    while workers() and time.monotonic() < end:  # a run that ends early leaves no actor behind
+    while (
+        processes(ACTOR) and time.monotonic() < end
+    ):  # a run that ends early leaves no actor behind
         time.sleep(0.1)
-    assert workers() == []
+    assert processes(ACTOR) == []
 
 
 @pytest.mark.full
@@ -169,6 +173,7 @@ def test_a_ray_of_its_own_is_quiet(folder, tmp_path):
         "--engine", "ray", "--results-file", str(tmp_path / "out.csv"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr.count("\n") == 2, done.stderr
     first, last = done.stderr.splitlines()
     assert "1 CPU on a node; input 32x32" in first
     assert last.startswith("38 of 40 classified in ")
@@ -225,7 +230,8 @@ def test_an_image_that_kills_each_actor_ends_the_run(here, tmp_path):
 
 
 @pytest.mark.full
-def test_actors_that_are_killed_from_outside(here, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "count"), [(ACTOR, 2), (READER, 1)])
+def test_processes_that_are_killed_from_outside(here, tmp_path, monkeypatch, name, count):
     folder, whole, out = tmp_path / "photos", tmp_path / "whole.csv", tmp_path / "out.csv"
     make_photos(folder, 100)
     assert classify(folder, "--results-file", whole) == 0
@@ -234,13 +240,13 @@ def test_actors_that_are_killed_from_outside(here, tmp_path, monkeypatch):
     def add(self, result):
         real(self, result)
         if result.filename.endswith("0020.jpg"):
-            for pid in workers():
+            killed.extend(processes(name))
+            for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
 
     monkeypatch.setattr(Journal, "add", add)
     assert classify(folder, "--engine", "ray", "--results-file", out, "--batch-size", 1) == 0
-    assert len(killed) == 2
+    assert len(killed) == count
     assert_same(out, whole)
 
 
@@ -261,9 +267,8 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.full
-def test_two_nodes_one_of_which_is_taken_away(cluster, tmp_path):
-    """All at once, for each run of it takes its time: the rows of one machine, from both nodes; and
-    again, from what is left when one is gone midway."""
+def test_two_nodes_one_of_which_is_lost_and_replaced(cluster, tmp_path):
+    """The rows of one machine, from both nodes; and again, with a third for one that is gone."""
     folder, whole, out = tmp_path / "photos", tmp_path / "whole.csv", tmp_path / "out.csv"
     make_photos(folder, 300)
     (folder / "0011.jpg").write_bytes(b"")
@@ -274,18 +279,21 @@ def test_two_nodes_one_of_which_is_taken_away(cluster, tmp_path):
         "--results-file", str(out),
     ]  # fmt: skip
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1, done.stderr
     assert "Ray, 2 actors of 1 CPU on 2 nodes" in done.stderr
+    assert "299 of 300 classified" in done.stderr
+    assert done.returncode == 1
     assert out.read_bytes() == whole.read_bytes()
     out.unlink()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    partial, end = tmp_path / ".out.csv.partial", time.monotonic() + 120
+    partial, end = tmp_path / ".out.csv.partial", time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size > 30_000):  # rows came
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
     cluster.remove_node(cluster.second, allow_graceful=False)
-    _, err = process.communicate()
-    assert process.returncode == 1, err
+    cluster.add_node(num_cpus=1)
+    _, err = process.communicate(timeout=120)
+    assert "299 of 300 classified" in err
+    assert process.returncode == 1
     assert out.read_bytes() == whole.read_bytes()
 
 

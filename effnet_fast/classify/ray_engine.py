@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import nn
 
 from .. import __version__
@@ -195,8 +197,9 @@ class RayRun:
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # or rows, which are blocks of images, would be joined
-        context.execution_no_progress_timeout_s = -1  # a list may come from a pipe
         context.enable_progress_bars = False  # `Progress` is ours
+        # Of a few images, which are no fault.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
         with DataContext.current(context):
             dataset = ray.data.read_datasource(
                 self._source.datasource(), override_num_blocks=1, num_cpus=0, label_selector=_here()
@@ -223,7 +226,8 @@ class RayRun:
         EffnetFastError
             What the source, an actor's `Classifier` or the writing of a part raises.
         BackendError
-            Ray can't go on: a node that it needs is gone, or an image kills each actor.
+            Ray can't go on: a node that it needs is gone, nothing has come for half an hour, or an
+            image kills each actor.
         """
         try:
             expected = 0
@@ -232,18 +236,20 @@ class RayRun:
                     raise block.error
                 if block.number < expected:  # of a reader that began again
                     continue
-                assert block.number == expected, f"block {block.number} came for {expected}"
+                if block.number > expected:
+                    raise BackendError(f"Ray gave block {block.number} for block {expected}")
                 self._count(block.times)
                 yield from block.results
                 if block.part:
                     self._journal.adopt(block.part)
                 expected += 1
                 self._source.release(expected)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ExecutionTimeoutError, SystemException) as error:
             raise BackendError(f"Ray can't go on: {_brief(error)}") from error
         if self._source.failure is not None:
             raise self._source.failure
-        assert expected == self._source.count, f"{expected} of {self._source.count} blocks came"
+        if expected < self._source.count:
+            raise BackendError(f"Ray gave {expected} blocks of {self._source.count}")
 
     def _count(self, times: Times) -> None:
         self.times.source = self._source.seconds
@@ -302,7 +308,9 @@ def _here() -> dict[str, str]:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    """The first line, which says what happened, and the last, of a traceback the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys((*lines[:1], *lines[-1:]))) or type(error).__name__
 
 
 # ---- what travels --------------------------------------------------------------------------------
