@@ -244,7 +244,13 @@ class RayRun:
                     self._journal.adopt(block.part)
                 expected += 1
                 self._source.release(expected)
-        except (ray.exceptions.RayError, ExecutionTimeoutError, SystemException) as error:
+        except ExecutionTimeoutError as error:
+            seconds = DataContext.get_current().execution_no_progress_timeout_s
+            raise BackendError(
+                f"Ray made no progress for {seconds:g} s: actors of a node that is lost wait for "
+                "room on another; with --results-file the same command goes on"
+            ) from error
+        except (ray.exceptions.RayError, SystemException) as error:
             raise BackendError(f"Ray can't go on: {_brief(error)}") from error
         if self._source.failure is not None:
             raise self._source.failure
@@ -303,7 +309,7 @@ def _held_back_stderr() -> Iterator[None]:
 
 
 def _here() -> dict[str, str]:
-    """Selects this node, with the driver's life of which what runs there shares."""
+    """Selects this node: what runs here lives as long as the driver does."""
     return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
