@@ -2,6 +2,7 @@
 elsewhere, and the same notes and reasons in every mode."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +105,30 @@ def test_without_simplejpeg(monkeypatch):
     monkeypatch.setitem(load.decode_pixels.__globals__, "simplejpeg", None)
     file = jpeg()
     np.testing.assert_array_equal(decode_pixels(file)[0], np.asarray(decode(file)[0]))
+
+
+def test_exact_is_decoded_by_pillow_where_its_decoder_has_other_pixels(monkeypatch, caplog):
+    import effnet_fast.classify.load  # noqa: F401
+
+    module = sys.modules["effnet_fast.classify.decode"]
+    image, real = Image("k", None, data=jpeg(quality=90)), module.simplejpeg.decode_jpeg
+    assert module.turbo_is_pillows()
+    right = Loader(LITE0, "exact")(image).pixels
+
+    class Other:
+        @staticmethod
+        def decode_jpeg(*arguments, **options):
+            return real(*arguments, **options) ^ 1
+
+    monkeypatch.setattr(module, "simplejpeg", Other)
+    module.turbo_is_pillows.cache_clear()
+    try:
+        with caplog.at_level("WARNING"):
+            np.testing.assert_array_equal(Loader(LITE0, "exact")(image).pixels, right)
+        assert "its pixels are not libjpeg-turbo's" in caplog.text
+        assert (Loader(LITE0, "default")(image).pixels != right).any()
+    finally:
+        module.turbo_is_pillows.cache_clear()
 
 
 # ---- crops ---------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 from typing import IO
 
 import numpy as np
@@ -21,6 +23,8 @@ try:
 except ImportError:  # Pillow gives the same pixels, and can't scale while it decodes
     simplejpeg = None
 HAS_TURBO = simplejpeg is not None
+
+_log = logging.getLogger(__name__)
 
 # Where Pillow itself takes a file for a decompression bomb; 178,956,970 pixels are 512 MiB of RGB.
 MAX_PIXELS = 178_956_970
@@ -115,6 +119,31 @@ def decode_pixels(
         with _opened(source) as image:
             rgb, notes = _decoded(image, apply_exif)
         return np.array(rgb), rgb.size, notes
+
+
+@cache
+def turbo_is_pillows() -> bool:
+    """Whether libjpeg-turbo gives the pixels of the decoder that Pillow was built with.
+
+    Seen of small JPEGs of each subsampling, sequential and progressive, smooth and rough, with
+    edges that are no multiple of a block's. It does where that is a libjpeg-turbo of the last ten
+    years.
+    """
+    if simplejpeg is None:
+        return False
+    rough = np.random.default_rng(0).integers(0, 256, (45, 37, 3), dtype=np.uint8)
+    smooth = np.add.outer(np.arange(45) * 3, np.arange(111) * 2).reshape(45, 37, 3)
+    for pixels in (rough, smooth.astype(np.uint8)):
+        for subsampling, progressive, quality in product((0, 1, 2), (False, True), (40, 92)):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(
+                file, "JPEG", subsampling=subsampling, progressive=progressive, quality=quality
+            )
+            found = simplejpeg.decode_jpeg(file.getvalue(), "RGB")
+            if not np.array_equal(found, np.asarray(Image.open(file))):
+                _log.warning("JPEGs are decoded by Pillow: its pixels are not libjpeg-turbo's")
+                return False
+    return True
 
 
 def _jpeg_bytes(source: str | os.PathLike[str] | bytes) -> bytes | None:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, BackendError, ImageError
-from .decode import HAS_TURBO, decode, decode_pixels
+from .decode import HAS_TURBO, decode, decode_pixels, turbo_is_pillows
 from .preprocess import Preprocess
 from .sources import Image
 
 # How an image becomes pixels, from the quickest to the one that is timm's:
 #   fast-decode  JPEGs scaled while they are decoded, then as default
 #   default      every pixel decoded by libjpeg-turbo, resized to Pillow's pixels
-#   exact        every pixel decoded by Pillow, the same resize
+#   exact        the same, and by Pillow where its decoder is seen to have other pixels
 MODES = ("default", "exact", "fast-decode")
 
 # Of fast-decode: a JPEG is decoded to 1/2, 1/4 or 1/8 if that leaves its edges this many times as
@@ -83,7 +83,7 @@ class Loader:
 
     def _pixels(self, source: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         preprocess = self.preprocess
-        if self.mode == "exact":
+        if self.mode == "exact" and not turbo_is_pillows():
             picture, notes = decode(source, apply_exif=self.apply_exif)
             return preprocess.crop(picture), notes
         least = self._least if self.mode == "fast-decode" else None

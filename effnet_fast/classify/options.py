@@ -57,7 +57,7 @@ def add_modes(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
         "--exact", dest="mode", action="store_const", const="exact", default="default",
-        help="decode with Pillow, too: timm's and torchvision's very pixels on any machine",
+        help="timm's very pixels, bit for bit: by Pillow where libjpeg-turbo decodes to others",
     )  # fmt: skip
     modes.add_argument(
         "--fast-decode", dest="mode", action="store_const", const="fast-decode",

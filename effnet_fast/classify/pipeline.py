@@ -38,8 +38,8 @@ class Classifier:
     batch_size : images per call of the model; the last call has what is left.
     workers : decoding threads; by default one per core that this process may use.
     mode : how pixels are made. "default": all of a JPEG decoded, by libjpeg-turbo, and resized to
-        Pillow's pixels; "exact": decoded by Pillow, timm's and torchvision's very pixels whatever
-        Pillow decodes with; "fast-decode": JPEGs scaled while they are decoded.
+        Pillow's pixels; "exact": the same, but by Pillow where its decoder has other pixels: timm's
+        and torchvision's, bit for bit; "fast-decode": JPEGs scaled while they are decoded.
     apply_exif : turn images upright, which timm and torchvision do not.
     logits, embeddings : whether results have them. For embeddings ``model`` gives a pair, as one
         from `with_embeddings` does.
