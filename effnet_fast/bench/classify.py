@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def rounds(
     return {
         name: {
             "whole": statistics.median(run["whole"] for run in several),
-            "steady": statistics.median(run["steady"] for run in several),
+            "steady": _median(run["steady"] for run in several),
             "rss": max(run["rss"] for run in several),
             "pss": max(run["pss"] for run in several),
             "all": several,
@@ -157,7 +157,8 @@ def timed(command: Sequence[str], images: int) -> dict[str, float]:
     Returns
     -------
     dict
-        ``whole`` and ``steady``, images/s with the start and without; ``rss`` and ``pss``, bytes
+        ``whole`` and ``steady``, images/s with the start and without, the latter None of a run
+        that is too short to tell; ``rss`` and ``pss``, bytes
         of all its processes, the largest sums seen.
 
     Raises
@@ -177,17 +178,22 @@ def timed(command: Sequence[str], images: int) -> dict[str, float]:
     watching.join()
     if process.returncode != 0:
         raise ArgumentError(f"{' '.join(command)}: exit status {process.returncode}")
-    return {"whole": images / seconds, "steady": _steady(out, images / seconds), **memory}
+    return {"whole": images / seconds, "steady": _steady(out), **memory}
 
 
-def _steady(out: str, whole: float) -> float:
-    """From what a run prints. One that is too short to have a rate of its own has the whole's."""
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _steady(out: str) -> float | None:
+    """From what a run prints."""
     if found := re.search(r"([0-9.]+) images/s after the first", out):
         return float(found[1])
     marks = [json.loads(line) for line in out.splitlines() if line.startswith('{"done"')]
     early = [mark for mark in marks[:-1] if 2 * mark["done"] <= marks[-1]["done"]]
     if not early:
-        return whole
+        return None
     seconds = marks[-1]["time"] - early[-1]["time"]
     return (marks[-1]["done"] - early[-1]["done"]) / seconds
 
@@ -325,18 +331,26 @@ def describe(row: Mapping[str, Any]) -> list[str]:
     """Lines of tables."""
     (w, h), (width, height) = row["sizes"]
     runs = row["runs"]
-    base = next((run for name, run in runs.items() if name.startswith("timm")), None)
+    # Of timm's the best, in the one as in the other.
+    theirs = [run for name, run in runs.items() if name.startswith("timm")]
+    base = {
+        key: max((run[key] for run in theirs if run[key] is not None), default=None)
+        for key in ("whole", "steady")
+    }
     lines = [("", "whole img/s", "steady", "RSS MB", "PSS MB", "whole", "steady", "of the bound")]
     for name, run in runs.items():
         limit = row["bound"].get(name.removeprefix(f"{OURS} "))
-        ratios = ("", "")
-        if base is not None:
-            ratios = (f"{run[key] / base[key]:.2f}x" for key in ("whole", "steady"))
+        steady = run["steady"]
+        ratios = (
+            f"{run[key] / base[key]:.2f}x" if run[key] and base[key] else ""
+            for key in ("whole", "steady")
+        )
         lines.append(
             (
-                name, f"{run['whole']:.1f}", f"{run['steady']:.1f}", f"{run['rss'] / 1e6:.0f}",
+                name, f"{run['whole']:.1f}", f"{steady:.1f}" if steady else "",
+                f"{run['rss'] / 1e6:.0f}",
                 f"{run['pss'] / 1e6:.0f}", *ratios,
-                f"{100 * run['steady'] / limit['both']:.0f} %" if limit else "",
+                f"{100 * steady / limit['both']:.0f} %" if limit and steady else "",
             )
         )  # fmt: skip
     text = [f"{row['images']} JPEGs of {w}x{h} to {width}x{height}", *table(lines, indent=2), ""]
