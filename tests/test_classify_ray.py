@@ -301,6 +301,7 @@ def test_two_nodes_one_of_which_is_lost_and_replaced(cluster, tmp_path):
         (["--cpus-per-actor", "2"], "--cpus-per-actor is for --engine ray"),
         (["--gpus-per-actor", "2"], "--gpus-per-actor is for --engine ray"),
         (["--engine", "ray", "--address", "ray://a:1"], "of Ray Client, which has no Ray Data"),
+        (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray at --address 127.0.0.1:1: "),
         (["--engine", "ray", "--concurrency", "0"], "--concurrency is '0'; accepted: N or MIN:MAX"),
         (["--engine", "ray", "--concurrency", "3:2"], "--concurrency is '3:2'"),
         (["--engine", "ray", "--concurrency", "many"], "--concurrency is 'many'"),

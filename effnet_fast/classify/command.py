@@ -181,7 +181,7 @@ def _begin(
         )
     return _ray_engine().RayRun(
         classifier, images, _pool(options),
-        address=options.address or os.environ.get("RAY_ADDRESS"),
+        address=_address(options),
         backend=None if options.no_optimize else options.backend or "auto",
         journal=journal if isinstance(journal, BlockJournal) else None,
     )  # fmt: skip
@@ -223,6 +223,10 @@ def _ray_engine() -> ModuleType:
             f"--engine ray needs Ray Data ({error}): pip install 'effnet-fast[ray]'"
         ) from error
     return ray_engine
+
+
+def _address(options: argparse.Namespace) -> str | None:
+    return options.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def _pool(options: argparse.Namespace) -> Pool:
@@ -305,11 +309,9 @@ def _check_results(options: argparse.Namespace) -> None:
 def _check_engine(options: argparse.Namespace) -> None:
     if options.engine == "ray":
         _pool(options)
-        if (options.address or "").startswith("ray://"):
-            raise ArgumentError(
-                f"--address is {options.address}, of Ray Client, which has no Ray Data; accepted: "
-                "HOST:PORT or auto, on a node of the cluster"
-            )
+        address = _address(options)
+        if address is not None:
+            _ray_engine().check_address(address)
         return
     for name in ("address", "concurrency", "cpus_per_actor", "gpus_per_actor"):
         if getattr(options, name) is not None:

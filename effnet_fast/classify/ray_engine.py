@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import sys
 import tempfile
 import threading
@@ -53,6 +54,7 @@ AHEAD = 2 * IN_FLIGHT
 # Ray Data restarts an actor that dies, and gives it its blocks again, for ever; but an image may be
 # what kills each.
 ATTEMPTS = 4
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,30 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = "Ray can't be started" if address is None else f"no Ray at --address {address}"
         raise BackendError(f"{what}: {_brief(error)}") from error
+
+
+def check_address(address: str) -> None:
+    """Whether somebody listens at HOST:PORT; Ray itself would try for minutes.
+
+    Raises
+    ------
+    ArgumentError
+        The address is of Ray Client.
+    BackendError
+        Nobody does.
+    """
+    if address.startswith("ray://"):
+        raise ArgumentError(
+            f"--address is {address}, of Ray Client, which has no Ray Data; accepted: HOST:PORT or "
+            "auto, on a node of the cluster"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", or what Ray says something about at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(f"no Ray at --address {address}: {error}") from error
 
 
 @contextmanager
