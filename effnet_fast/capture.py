@@ -133,20 +133,28 @@ class _Export:
     channels: int
 
 
-def copy_structure(model: nn.Module) -> nn.Module:
+def copy_structure(model: nn.Module, device: torch.device | None = None) -> nn.Module:
     """A copy of the module tree that shares the tensors: tracing may set attributes on modules,
     never on the user's.
 
-    Inference tensors can't be traced, so fresh ones of the same shape stand in for them.
+    Inference tensors can't be traced, so fresh ones of the same shape stand in for them, and for
+    all that lie on another device than the one asked for. Tensors that are neither parameters nor
+    buffers are copied with their values, for a graph may hold them.
     """
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.is_inference():
+        home = device or tensor.device
+        if not tensor.is_inference() and tensor.device == home:
             memo[id(tensor)] = tensor
             continue
-        twin = torch.empty_like(tensor)
+        twin = torch.empty_like(tensor, device=home)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(twin, requires_grad=False) if is_parameter else twin
+    if device is not None:
+        for module in model.modules():
+            for value in vars(module).values():
+                if isinstance(value, torch.Tensor) and value.device != device:
+                    memo[id(value)] = value.detach().to(device)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -170,16 +178,49 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(model: nn.Module, channels: int, size: tuple[int, int], dtype: torch.dtype) -> _Export:
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    """Traced on the CPU, wherever the model is: cuDNN's convolutions bound the batch and keep their
+    layouts in the graph. Only a forward that names a device itself is traced on the model's.
+    """
+    home = device_of(model)
+    cpu = torch.device("cpu")
+    try:
+        program = _traced(model, channels, size, dtype, cpu)
+    except CaptureError as error:
+        if home == cpu:
+            raise
+        try:
+            program = _traced(model, channels, size, dtype, home)
+        except CaptureError:
+            raise error from None
+    return _functional(program, size, channels, home)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its first parameter or buffer is."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+# PyTorch's bound of a batch for cuDNN: a trace on a GPU is guarded by it.
+_CUDNN_BATCH = 65535
+
+
+def _traced(
+    model: nn.Module,
+    channels: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.export.ExportedProgram:
     with torch.inference_mode(False):
         # Batch 2: an example batch of 1 would be specialised.
         image = torch.zeros(2, channels, *size, dtype=dtype, device=device)
-        skeleton = copy_structure(model)
+        skeleton = copy_structure(model, device)
         name = image_argument(model)
-        shapes = {name: {0: torch.export.Dim("batch", min=0)}}
+        most = None if device.type == "cpu" else _CUDNN_BATCH
+        shapes = {name: {0: torch.export.Dim("batch", min=0, max=most)}}
         try:
             with _quiet(), torch.no_grad():
-                program = torch.export.export(
+                return torch.export.export(
                     skeleton, (), {name: image}, dynamic_shapes=shapes, strict=False
                 )
         except Exception as error:
@@ -187,7 +228,6 @@ def _export(model: nn.Module, channels: int, size: tuple[int, int], dtype: torch
             raise CaptureError(
                 f"torch.export failed at {size[0]}x{size[1]}: {type(error).__name__}: {first_line}"
             ) from error
-    return _functional(program, size, channels)
 
 
 def image_argument(model: nn.Module) -> str:
@@ -221,9 +261,15 @@ _CHECKS = frozenset(
 
 
 def _functional(
-    program: torch.export.ExportedProgram, size: tuple[int, int], channels: int
+    program: torch.export.ExportedProgram,
+    size: tuple[int, int],
+    channels: int,
+    home: torch.device,
 ) -> _Export:
-    """The exported graph as functional calls: a write makes a value that later reads see."""
+    """The exported graph as functional calls: a write makes a value that later reads see.
+
+    Constants, and tensors that calls make, are on the device ``home``.
+    """
     signature = program.graph_signature
     tensors: dict[str, str] = {}
     constants: dict[str, torch.Tensor] = {}
@@ -234,7 +280,7 @@ def _functional(
         else:
             tensors[spec.arg.name] = spec.target
             if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
-                constants[spec.target] = program.constants[spec.target]
+                constants[spec.target] = program.constants[spec.target].to(home)
     if not all(
         spec.kind is torch.export.graph_signature.OutputKind.USER_OUTPUT
         for spec in signature.output_specs
@@ -256,7 +302,7 @@ def _functional(
             return tuple(value(item) for item in arg)
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
             raise CaptureError(f"a symbolic number is baked into the graph: {arg}")
-        return arg
+        return home if isinstance(arg, torch.device) else arg
 
     for node in program.graph.nodes:
         if node.op == "placeholder":

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from . import graph_cache
-from .capture import capture, image_argument, image_channels, native_size
+from .capture import capture, device_of, image_argument, image_channels, native_size
 from .errors import (
     ArgumentError,
     BackendError,
@@ -113,6 +113,8 @@ def _optimized(
     dtype, engine, notes = _choose(model, dtype, device, backend)
     channels = image_channels(model)
     _check_example(example_input, channels, dtype)
+    if example_input is not None:
+        example_input = example_input.detach().to(device_of(model))
     make = partial(_made, model, example_input, dtype, engine, notes, verify, strict)
     # A graph of the cache is one only if it is verified, as one must be to get there.
     key = None
@@ -260,7 +262,7 @@ def _choose(
     """The dtype and engine, with a note for each fallback."""
     if backend not in BACKENDS:
         raise ArgumentError(f"backend is {backend!r}; accepted: {', '.join(map(repr, BACKENDS))}")
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    home = device_of(model)
     device = home if device is None else torch.device(device)
     if device.type != home.type:
         raise DeviceError(
@@ -354,7 +356,7 @@ def _verified(
     body = optimized._body
     whole = body.graph if isinstance(body, Fused) else None
     size = native_size(model) if whole is None else _verify_size(whole)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     generator = torch.Generator().manual_seed(0)
     # Without a graph of the whole, a float64 copy of the model is the exact one.
     double = None if whole else copy.deepcopy(model).double()
@@ -396,4 +398,4 @@ def _verified(
 
     yield settle(torch.Size((2, channels, *size)))
     if example is not None and len(example):
-        yield settle(example.shape, example.detach())
+        yield settle(example.shape, example)

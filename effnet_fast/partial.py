@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture import capture, copy_structure, image_channels, native_size
+from .capture import capture, copy_structure, device_of, image_channels, native_size
 from .errors import CaptureError
 from .model import Fused
 
@@ -57,7 +57,9 @@ def capture_parts(
     """
     body = copy_structure(model)
     if example is None:
-        example = torch.zeros(2, image_channels(model), *native_size(model), dtype=dtype)
+        example = torch.zeros(
+            2, image_channels(model), *native_size(model), dtype=dtype, device=device_of(model)
+        )
     seen = _observe(body, example, reason)
     captured: list[str] = []
     why: dict[str, str] = {"": str(reason)}

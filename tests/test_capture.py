@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SameConv2d, images, tiny
+from networks import SameConv2d, Tiny, images, tiny
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from effnet_fast.capture import capture, native_size
 from effnet_fast.errors import CaptureError, ModelError
@@ -160,6 +161,15 @@ def test_inference_tensors_are_captured():
     x = images(2, 64, 64)
     with torch.inference_mode():
         assert torch.equal(outputs(model, x)[0], model(x))
+
+
+def test_a_model_on_a_gpu_has_the_graph_that_it_has_on_the_cpu():
+    """Fake tensors: no GPU is needed. On it cuDNN would bound the batch."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        model = Tiny(same=True).eval()
+    assert next(model.parameters()).is_cuda
+    here, there = capture(Tiny(same=True).eval()), capture(model)
+    assert [(a.target, a.args) for a in here.calls] == [(b.target, b.args) for b in there.calls]
 
 
 def test_a_model_without_convolutions_is_no_cnn():

@@ -240,3 +240,16 @@ def test_what_is_not_assembled_has_no_occupancy():
     assert kernel.static_shared == 112
     with pytest.raises(BackendError, match="first was not assembled"):
         kernel.occupancy(256)
+
+
+class _OnGpu:
+    """A tensor there: to write it out is to wait for the GPU. Who captures a graph may not."""
+
+    address = 4096
+
+    def __repr__(self):
+        raise AssertionError("its values would be fetched")
+
+
+def test_an_argument_that_is_accepted_is_not_written_out():
+    assert encode_arguments(kernel_of(["u64"]), [_OnGpu()]) == ((4096).to_bytes(8, "little"),)

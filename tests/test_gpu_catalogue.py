@@ -115,6 +115,29 @@ def test_compiles_without_spills(entry: CatalogueEntry, capability: int):
     assert kernel.occupancy(kernel.entry.max_threads).fraction >= least
 
 
+_NEGATED = re.compile(r"\bneg\.s32\s+(%\w+),")
+_EXTREME = re.compile(r"\b(?:min|max)\.s32\s+(%\w+), ([^,]+), ([^;]+);")
+
+
+def extremes_of_negated(ptx):
+    """Minima and maxima that have a negated number among their operands."""
+    negated = set(_NEGATED.findall(ptx))
+    return [found[0] for found in _EXTREME.finditer(ptx) if {found[2], found[3]} & negated]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_ptxas_has_no_extreme_of_a_negated_number_to_lose(entry: CatalogueEntry):
+    """For sm_90 and newer ptxas 13.0 makes max(a, max(b, -c)) an instruction of three operands, and
+    of -c, where c has another use, c. Found on an H200: the rows of narrow maps' tiles were wrong.
+    """
+    assert extremes_of_negated(compiled(entry, 80).ptx) == []
+
+
+def test_extremes_of_negated_numbers_are_found():
+    ptx = "neg.s32 \t%r1, %r2;\nmax.s32 \t%r3, %r4, %r1;\nmin.s32 \t%r5, %r3, 2;"
+    assert extremes_of_negated(ptx) == ["max.s32 \t%r3, %r4, %r1;"]
+
+
 @pytest.mark.parametrize("capability", [80, 100])
 @pytest.mark.parametrize("entry", VECTORISED)
 def test_triton_kernels_access_16_bytes(entry: CatalogueEntry, capability: int):

@@ -275,7 +275,7 @@ def with_(old, new):
         (with_(".param .f32", ".param .u32"), "scaled_copy_param_2 (u32, 4 bytes)"),
         (
             with_(".u64 .ptr .global .align 1 scaled_copy_param_1", ".u64 scaled_copy_param_1"),
-            "does not take what Triton 3.8 is known to pass; expected: x_ptr (*fp32, 8 bytes)",
+            "does not take what Triton is known to pass; expected: x_ptr (*fp32, 8 bytes)",
         ),
         (lambda entry: entry | {"warps": 8}, "for 8 warps; its PTX requires 128 threads"),
     ],
@@ -291,7 +291,7 @@ def test_another_launch_abi_is_refused(empty_cache, monkeypatch, change, says):
 def test_another_minor_version_of_triton_is_refused(monkeypatch):
     triton_compile.import_triton.cache_clear()
     monkeypatch.setattr(triton, "__version__", "3.9.0")
-    with pytest.raises(BackendError, match=r"Triton 3.9.0 is installed; .* Triton 3.8 compiles"):
+    with pytest.raises(BackendError, match=r"Triton 3.9.0 is installed; .*, 3.8 compile"):
         compile_scaled()
     monkeypatch.setattr(triton, "__version__", "3.80.0")
     with pytest.raises(BackendError, match=r"Triton 3.80.0 is installed"):

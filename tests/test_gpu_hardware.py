@@ -124,6 +124,27 @@ def test_models(name, dtype):
     assert fast.report.backend in ("gpu", "ptx")
 
 
+class Scaled(torch.nn.Module):
+    """A tensor that is neither a parameter nor a buffer, and one that forward makes."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.body = tiny().to(device)
+        self.scale = torch.full((10,), 2.0, device=device)
+
+    def forward(self, x):
+        return self.body(x) * self.scale + torch.ones(1, device=x.device)
+
+
+def test_tensors_that_a_graph_holds_or_makes_are_on_the_models_device():
+    there = torch.device("cpu" if STANDS_IN else "cuda")
+    model = Scaled(there).eval()
+    fast, _ = optimized(model)
+    x = images(3, 40, 40).to(there)
+    with torch.no_grad():
+        assert relative_error(fast(x), model.double()(x.double())) <= FLOORS[torch.float32]
+
+
 @pytest.mark.parametrize("batch", [0, 1, 2, 7])
 def test_batches(batch):
     model = tiny()

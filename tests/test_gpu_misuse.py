@@ -115,11 +115,14 @@ def no_such_attribute(b):
     return b.raw.call("cuDeviceGetAttribute", ctypes.byref(ctypes.c_int()), 100000, b.device)
 
 
-@misuse("NOT_FOUND", "has no 'cuNothing'")
-def no_such_entry_point(b):
-    return b.raw.call(
-        "cuGetProcAddress_v2", b"cuNothing", ctypes.byref(u64()), 12000, 0, ctypes.byref(u32())
-    )
+@pytest.mark.parametrize("asks", [True, False])
+def test_no_such_entry_point(bench, asks):
+    found, status = u64(1), u32()
+    result = bench.raw.call(
+        "cuGetProcAddress_v2", b"cuNothing", ctypes.byref(found), 12000, 0,
+        ctypes.byref(status) if asks else None,
+    )  # fmt: skip
+    assert (result, found.value, status.value) == ("CUDA_SUCCESS", 0, int(asks))
 
 
 def test_calls_before_init():
@@ -337,7 +340,7 @@ def parameter_null(b):
     )
 
 
-@misuse("INVALID_VALUE", "kernelParams and extra are both given")
+@misuse("INVALID_VALUE", "kernelParams and extra are both given", "it takes an empty extra")
 def parameters_twice(b):
     pointers, extra = (ctypes.c_void_p * 1)(), (ctypes.c_void_p * 1)(0)
     return b.raw.call(
@@ -761,7 +764,7 @@ def in_a_thread(b, function):
 def ended_by_another_thread(b):
     stream = b.begin(mode=1)
     result, last = in_a_thread(b, lambda: b.end(stream))
-    assert b.end(stream) == "CUDA_SUCCESS"
+    assert b.end(stream) == "CUDA_ERROR_ILLEGAL_STATE"  # it has ended
     b.raw.last_error = last
     return result
 

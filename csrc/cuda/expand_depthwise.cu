@@ -111,18 +111,20 @@ __device__ Tile tile_of_block(const ExpandDepthwise& p) {
 
 // A round of outputs: rows of the window. The first are there from the round before.
 struct Round {
-  int top;         // the first row of the window, of the map; padding if it is outside
+  // How far the first row of the window is above the map's, where it is padding; or minus how far
+  // below. Not the row itself, for ptxas 13.0 makes max(a, max(b, -row)) max(a, b, row) on sm_90.
+  int above;
   int begin, end;  // to be made
   int inside_begin, inside_end;  // of the map
 
   template <class Shape>
   __device__ static Round of(const ExpandDepthwise& p, const Tile& t, int first) {
     Round r;
-    r.top = (t.row + first) * Shape::S - p.top;
+    r.above = p.top - (t.row + first) * Shape::S;
     r.begin = first == 0 ? 0 : Shape::K - Shape::S;
     r.end = (min(t.rows - first, p.round_rows) - 1) * Shape::S + Shape::K;
-    r.inside_begin = max(r.begin, -r.top);
-    r.inside_end = min(r.end, p.h - r.top);
+    r.inside_begin = max(r.begin, r.above);
+    r.inside_end = min(r.end, p.h + r.above);
     return r;
   }
 };
@@ -205,7 +207,7 @@ __device__ void stage_pixels(const ExpandDepthwise& p, const Tile& t, const Roun
   const unsigned unit = threadIdx.x % 2, own = step.rows * p.span.divisor / 2, all = images * own;
   const unsigned count = (2 * all + kPixels - 1) / kPixels * kPixels;
   const int pairs = p.units.divisor / 2;  // of units
-  const T* x = static_cast<const T*>(p.x) + image * p.x_image + int64_t{r.top} * p.x_row +
+  const T* x = static_cast<const T*>(p.x) + image * p.x_image - int64_t{r.above} * p.x_row +
                int64_t{t.column_of_map} * p.x_pixel + unit * kUnit<T>;
   // A row may end in its last unit, or before.
   const int in_last = (p.depth - (2 * pairs - 2 + static_cast<int>(unit)) * kUnit<T>)*2;
@@ -268,7 +270,7 @@ __device__ void stage_image(const ExpandDepthwise& p, const Tile& t, const Round
                             const Step& step, int image, char* to) {
   const int rows = step.rows * kStemStride + kStemKernel - kStemStride;
   const int count = p.channels_in * p.image_rows.divisor * p.image_units.divisor;
-  const int top = (r.top + step.first) * kStemStride - p.stem_top;
+  const int top = (step.first - r.above) * kStemStride - p.stem_top;
   const int left = ImageColumns(p, t).begin;
   const T* x = static_cast<const T*>(p.x) + image * p.x_image;
 #pragma unroll 1

@@ -213,16 +213,17 @@ EFFNET_PTX_EXPORT CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph) {
     if (capture->origin != &stream) {
       refuse(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "the capture was begun on another stream");
     }
-    if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
-        capture->thread != std::this_thread::get_id()) {
-      refuse(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "the capture was begun by another thread");
-    }
     const bool joined = all_joined(*capture);
     for (Stream* each : capture->streams) {
       each->capture.reset();
       each->leaves.clear();
     }
     stream.context->captures.erase(capture);
+    // By then it has ended, as a driver's has: the thread that began it finds none.
+    if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
+        capture->thread != std::this_thread::get_id()) {
+      refuse(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "the capture was begun by another thread");
+    }
     require_valid(*capture);
     if (!joined) {
       refuse(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,

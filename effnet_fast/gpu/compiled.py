@@ -269,7 +269,10 @@ def _triton_kind(name: str, size: int) -> _Kind:
 
 
 def _encode(name: str, value: Any, kind: _Kind) -> bytes:
-    refused = ArgumentError(f"{name} is {value!r}; accepted: {kind}")
+    def refused() -> ArgumentError:
+        # Made only then: the text of a tensor is read from its GPU.
+        return ArgumentError(f"{name} is {value!r}; accepted: {kind}")
+
     if isinstance(value, (bytes, bytearray, ctypes._SimpleCData, ctypes.Structure, ctypes.Array)):
         data = bytes(value)
         if len(data) != kind.bytes:
@@ -277,22 +280,22 @@ def _encode(name: str, value: Any, kind: _Kind) -> bytes:
         return data
     number = value if isinstance(value, (int, float, np.generic)) else _address(value)
     if isinstance(number, np.generic) and number.nbytes != kind.bytes:
-        raise refused
+        raise refused()
     if kind.is_float:
         if not isinstance(number, (int, float, np.floating)) or number is not value:
-            raise refused
+            raise refused()
         try:
             return _encode_float(float(number), kind)
         except OverflowError:
-            raise refused from None
+            raise refused() from None
     if kind.high < kind.low:
         if not isinstance(number, np.generic):
-            raise refused
+            raise refused()
         return number.tobytes()
     if not isinstance(number, (int, np.integer, np.bool_)):
-        raise refused
+        raise refused()
     if not kind.low <= int(number) <= kind.high:
-        raise refused
+        raise refused()
     return (int(number) % (1 << 8 * kind.bytes)).to_bytes(kind.bytes, "little")
 
 

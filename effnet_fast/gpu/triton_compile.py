@@ -3,7 +3,7 @@
 Triton's own launcher is not used: it needs a GPU and Python at every launch. So what it knows is
 repeated here, and checked against the PTX: constants have no parameter, and two hidden pointers
 follow the arguments, global scratch and profile scratch. All this may change with any minor version
-of Triton, so one is pinned.
+of Triton, so only those are taken that were tried.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from effnet_fast.gpu.compiled import Argument, CompiledKernel, Scratch, encode_a
 from effnet_fast.gpu.ptx_text import Parameter
 from effnet_fast.gpu.resources import MAX_REGISTERS, WARP, check_capability, resources_of
 
-TRITON = "3.8"  # the minor version whose launch ABI is repeated here
+TRITONS = ("3.6", "3.7", "3.8")  # the minor versions whose launch ABI is repeated here
 
 SCALAR_BYTES = {
     "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8,
     "u1": 1, "u8": 1, "u16": 2, "u32": 4, "u64": 8,
     "fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8,
 }  # fmt: skip
+_WANTED = f"'triton=={TRITONS[-1]}.*'"
 # How a signature calls a tensor's elements.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SCRATCH = ("global scratch", "profile scratch")
@@ -86,8 +87,8 @@ def compile_triton(
     Raises
     ------
     BackendError
-        Triton is missing, or has another minor version than the pinned one; or its launch ABI is
-        not what is expected.
+        Triton is missing, or has another minor version than those that are known; or its launch
+        ABI is not what is expected.
     ArgumentError
         ``signature`` and ``constants`` are not the kernel's arguments, or another argument is not
         one of the accepted ones.
@@ -119,7 +120,7 @@ def compile_triton(
         "triton",
         triton.__version__,
         backend.hash(),  # ptxas's version, capability
-        fn.file_name,  # stands in the PTX
+        fn.fn.__code__.co_filename,  # stands in the PTX
         _source_key(fn),
         [(a.name, a.type, _constant_key(a.constant), a.multiple) for a in arguments],
         parsed.hash(),
@@ -224,7 +225,7 @@ def _scratch(kernel: CompiledKernel, given: Any) -> Any:
 
 @functools.cache
 def import_triton() -> Any:
-    """Triton, of the version that is pinned.
+    """Triton, of a version that is known.
 
     Raises
     ------
@@ -237,12 +238,12 @@ def import_triton() -> Any:
         import triton.compiler
     except ImportError as error:
         raise BackendError(
-            f"Triton cannot be imported: {error}; install it with: pip install 'triton=={TRITON}.*'"
+            f"Triton cannot be imported: {error}; install it with: pip install {_WANTED}"
         ) from error
-    if not triton.__version__.startswith(TRITON + "."):
+    if ".".join(triton.__version__.split(".")[:2]) not in TRITONS:
         raise BackendError(
-            f"Triton {triton.__version__} is installed; kernels are launched as Triton {TRITON} "
-            f"compiles them: pip install 'triton=={TRITON}.*'"
+            f"Triton {triton.__version__} is installed; kernels are launched as Triton "
+            f"{', '.join(TRITONS)} compile them: pip install {_WANTED}"
         )
     return triton
 
@@ -438,7 +439,7 @@ def _check_abi(kernel: CompiledKernel, warps: int) -> None:
         for (_, type_), parameter in zip(expected, kernel.parameters, strict=True)
     ):
         raise BackendError(
-            f"{kernel.name} does not take what Triton {TRITON} is known to pass; expected: "
+            f"{kernel.name} does not take what Triton is known to pass; expected: "
             + ", ".join(f"{name} ({type_}, {_size(type_)} bytes)" for name, type_ in expected)
             + "; the PTX has: "
             + (", ".join(map(str, kernel.parameters)) or "none")
