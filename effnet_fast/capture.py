@@ -268,7 +268,7 @@ def _functional(
 ) -> _Export:
     """The exported graph as functional calls: a write makes a value that later reads see.
 
-    Constants, and tensors that calls make, are on the device ``home``.
+    ``home`` is where the model is, and so its constants.
     """
     signature = program.graph_signature
     tensors: dict[str, str] = {}
@@ -302,7 +302,7 @@ def _functional(
             return tuple(value(item) for item in arg)
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
             raise CaptureError(f"a symbolic number is baked into the graph: {arg}")
-        return home if isinstance(arg, torch.device) else arg
+        return arg
 
     for node in program.graph.nodes:
         if node.op == "placeholder":

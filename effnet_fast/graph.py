@@ -146,15 +146,17 @@ def target_name(callee: Any) -> str | None:
     return name
 
 
-def run_calls(calls: tuple[Call, ...], values: dict[str, Any]) -> None:
-    """Run the calls in plain PyTorch, reading from and adding to ``values``."""
+def run_calls(calls: tuple[Call, ...], values: dict[str, Any], device: torch.device) -> None:
+    """Run the calls in plain PyTorch, reading from and adding to ``values``, which are there."""
     for call in calls:
-        values[call.name] = _run(call, values.__getitem__)
+        values[call.name] = _run(call, values.__getitem__, device)
 
 
-def _run(call: Call, read: Callable[[str], Any]) -> Any:
+def _run(call: Call, read: Callable[[str], Any], device: torch.device) -> Any:
     args = substitute(call.args, read)
     kwargs = {key: substitute(arg, read) for key, arg in call.kwargs.items()}
+    if isinstance(kwargs.get("device"), torch.device):
+        kwargs["device"] = device  # not where the model was when it was captured
     return function(call.target)(*args, **kwargs)
 
 
@@ -177,7 +179,7 @@ def run_graph(graph: Graph, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]
         last_use.update(dict.fromkeys(call.reads(), index))
     kept = set(refs(graph.outputs)) | set(graph.tensors)
     for index, call in enumerate(graph.calls):
-        values[call.name] = _run(call, read)
+        values[call.name] = _run(call, read, x.device)
         for name in set(call.reads()):
             if last_use[name] == index and name not in kept:
                 del values[name]

@@ -209,7 +209,7 @@ def _run_on_meta(
         shape = (1, *sizes[network.aliases.get(name, name)])[: network.ranks[name]]
         values[name] = torch.empty(shape, device="meta", dtype=network.dtype)
     try:
-        run_calls(node.calls, values)
+        run_calls(node.calls, values, torch.device("meta"))
     except RuntimeError as error:
         raise ShapeError(
             f"the image size does not fit a part that PyTorch runs ({'; '.join(node.reasons)}): "

@@ -185,7 +185,7 @@ class _Recogniser:
                 self.items[call.name] = call
                 continue
             values = {name: _exact(self.constant[name]) for name in names}
-            run_calls((call,), values)
+            run_calls((call,), values, next(iter(values.values())).device)
             self.constant[call.name] = values[call.name]
             self.model_name[call.name] = next(
                 (self.model_name[n] for n in names if n in self.model_name), call.name

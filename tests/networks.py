@@ -109,3 +109,15 @@ def tiny(seed: int = 0, **options) -> Tiny:
 
 def images(n: int, h: int, w: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, channels, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+class Scaled(nn.Module):
+    """A tensor that is neither a parameter nor a buffer, and one that forward makes."""
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        super().__init__()
+        self.body = tiny().to(device)
+        self.scale = torch.full((10,), 2.0, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) * self.scale + torch.ones(1, device=x.device)

@@ -10,7 +10,7 @@ import gpu_cases as cases
 import pytest
 import timm
 import torch
-from networks import calibrated, images, tiny
+from networks import Scaled, calibrated, images, tiny
 from test_gpu_mutants import targets
 
 import effnet_fast
@@ -122,18 +122,6 @@ def test_models(name, dtype):
     fast, _ = optimized(calibrated(timm.create_model(name)), dtype=dtype)
     assert fast.report.parity[0].holds
     assert fast.report.backend in ("gpu", "ptx")
-
-
-class Scaled(torch.nn.Module):
-    """A tensor that is neither a parameter nor a buffer, and one that forward makes."""
-
-    def __init__(self, device):
-        super().__init__()
-        self.body = tiny().to(device)
-        self.scale = torch.full((10,), 2.0, device=device)
-
-    def forward(self, x):
-        return self.body(x) * self.scale + torch.ones(1, device=x.device)
 
 
 def test_tensors_that_a_graph_holds_or_makes_are_on_the_models_device():

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from networks import Tiny, Unexpanded, calibrated, images, tiny
+from networks import Scaled, Tiny, Unexpanded, calibrated, images, tiny
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrize
@@ -53,6 +53,12 @@ def test_batches_and_sizes_of_every_kind_through_one_model(model, fast, size):
     for batch in (1, 3, 17):
         x = images(batch, *size, seed=batch)
         close(fast(x), model, x)
+
+
+def test_tensors_that_a_forward_makes():
+    model = Scaled().eval()
+    x = images(3, 40, 40)
+    close(effnet_fast.optimize(model)(x), model, x)
 
 
 def test_an_empty_batch_gives_an_empty_result(fast):

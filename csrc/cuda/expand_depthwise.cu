@@ -114,7 +114,7 @@ struct Round {
   // How far the first row of the window is above the map's, where it is padding; or minus how far
   // below. Not the row itself, for ptxas 13.0 makes max(a, max(b, -row)) max(a, b, row) on sm_90.
   int above;
-  int begin, end;  // to be made
+  int begin, end;                // to be made
   int inside_begin, inside_end;  // of the map
 
   template <class Shape>

@@ -216,7 +216,8 @@ def run_torch(
     scope: dict[str, Any] = dict(node.tensors)
     for name in node.inputs:
         scope[name] = as_rank(values[network.aliases.get(name, name)], network.ranks.get(name))
-    run_calls(node.calls, scope)
+    device = next(x.device for x in values.values() if isinstance(x, torch.Tensor))
+    run_calls(node.calls, scope, device)
     values.update((name, scope[name]) for name in node.outputs)
 
 
