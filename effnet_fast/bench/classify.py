@@ -256,7 +256,7 @@ def _bound(folder: Path, mode: str, images: int) -> dict[str, float]:
 
     def infer(_: int) -> None:
         with torch.inference_mode():
-            model(loaded.preprocess.normalise(batch)).softmax(1)
+            model(loaded.preprocess.normalise(torch.from_numpy(batch))).softmax(1)
 
     batches = list(range(-(-images // len(batch))))
     decode = len(files) / _together(loader, files, cores)

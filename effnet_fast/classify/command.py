@@ -18,6 +18,7 @@ import torch
 from .. import __version__
 from ..errors import ArgumentError, BackendError
 from .embeddings import with_embeddings
+from .feed import Calls, device_for, dtype_for
 from .journal import BlockJournal, Journal, fingerprint, is_folder, places
 from .labels import read_labels
 from .pipeline import Classifier, Run
@@ -88,7 +89,8 @@ def _prepared(options: argparse.Namespace) -> tuple[Loaded, Classifier, dict[str
         "model": loaded.name,
         "weights": fingerprint(loaded.model),
         "optimized": not options.no_optimize,
-        "backend": options.backend or "auto",
+        "backend": _backend(options),
+        "dtype": options.dtype,
         "preprocessing": repr(preprocess),
         "mode": options.mode,
         "apply EXIF": options.apply_exif,
@@ -176,13 +178,12 @@ def _begin(
 ) -> Run | RayRun:
     """Begin to ask for images."""
     if options.engine == "local":
-        return classifier.run(
-            images, not options.no_optimize and options.backend in (None, "auto", "cpu")
-        )
+        return classifier.run(images, _calls(options))
     return _ray_engine().RayRun(
         classifier, images, _pool(options),
         address=_address(options),
         backend=None if options.no_optimize else options.backend or "auto",
+        dtype=dtype_for(options.dtype),
         journal=journal if isinstance(journal, BlockJournal) else None,
     )  # fmt: skip
 
@@ -203,16 +204,35 @@ def _start(
     going.start(model)
 
 
-def _engine(model: torch.nn.Module, options: argparse.Namespace) -> tuple[torch.nn.Module, str]:
-    threads = f"{torch.get_num_threads()} threads"
+def _backend(options: argparse.Namespace) -> str:
+    """Of `effnet_fast.optimize`; of "auto" on this machine, which one that is, where it is one."""
+    backend = options.backend or "auto"
+    if options.engine == "local" and backend == "auto" and not options.no_optimize:
+        return "gpu" if device_for(backend).type == "cuda" else "cpu"
+    return backend
+
+
+def _calls(options: argparse.Namespace) -> Calls:
     if options.no_optimize:
-        return model, f"stock PyTorch, {threads}"
+        return Calls.ONE
+    return {"cpu": Calls.ALL, "gpu": Calls.GPU}.get(_backend(options), Calls.ONE)
+
+
+def _engine(model: torch.nn.Module, options: argparse.Namespace) -> tuple[torch.nn.Module, str]:
+    if options.no_optimize:
+        return model, f"stock PyTorch, {torch.get_num_threads()} threads"
     from ..optimize import optimize
 
-    model = optimize(model, backend=options.backend or "auto")
+    device = device_for(_backend(options))
+    model = optimize(model.to(device), dtype=dtype_for(options.dtype), backend=_backend(options))
     report = model.report
+    on = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        on = f"{options.dtype or 'float32'} on {torch.cuda.get_device_name(device)}"
+        if (count := torch.cuda.device_count()) > 1:
+            on += f", one of {count} GPUs (--engine ray uses all)"
     fused = f"{100 * report.fused_share:.4g} % of multiply-adds fused"
-    return model, f"{report.backend} backend, {fused}, {threads}"
+    return model, f"{report.backend} backend, {fused}, {on}"
 
 
 def _ray_engine() -> ModuleType:
@@ -302,8 +322,8 @@ def _check_results(options: argparse.Namespace) -> None:
             raise ArgumentError("--logits and --embeddings need --results-file, the file to write")
     else:
         places(options.results_file, options.results_format)
-    if options.no_optimize and options.backend is not None:
-        raise ArgumentError("--no-optimize runs the stock model, which has no --backend")
+    if options.no_optimize and (options.backend is not None or options.dtype is not None):
+        raise ArgumentError("--no-optimize runs the stock model, without --backend and --dtype")
 
 
 def _check_engine(options: argparse.Namespace) -> None:

@@ -80,6 +80,17 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_backend(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--backend", metavar="NAME",
+        help="auto, cpu, gpu, ptx or reference (default: auto: the GPU where there is one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"),
+        help="of a GPU's arithmetic (default: float32)",
+    )  # fmt: skip
+
+
 def add_classify(parser: argparse.ArgumentParser) -> None:
     """All of `effnet-fast classify`."""
     add_sources(parser)
@@ -112,7 +123,7 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
         help="forget what an earlier run has done, instead of going on with it",
     )  # fmt: skip
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--backend", help="auto, cpu, gpu, ptx or reference (default: auto)")
+    _add_backend(engine)
     engine.add_argument("--no-optimize", action="store_true", help="run the stock model")
     engine.add_argument(
         "--decoders", default="threads", metavar="KIND",
@@ -161,5 +172,5 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         "accuracy",
     )  # fmt: skip
     parser.add_argument("--class-map", metavar="FILE", help="class names, one per line")
-    parser.add_argument("--backend", help="auto, cpu, gpu, ptx or reference (default: auto)")
+    _add_backend(parser)
     add_preprocessing(parser)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError
+from .feed import LANES, Calls, Model, calls_of, device_for, dtype_for, feed_for
 from .load import Loader, LoaderProcess
 from .preprocess import Preprocess
-from .results import Answers, Model, Result
+from .results import Answers, Result
 from .sources import Columns, Image, find_images
 from .workers import Times, Workers
 from .zoo import load_model
@@ -29,9 +30,10 @@ class Classifier:
 
     Parameters
     ----------
-    model : takes float32 (N, 3, H, W), gives logits (N, classes) or an output with ``.logits``. One
-        from `effnet_fast.optimize` on the CPU is called by several threads at a time, any other by
-        one. None to bring it later, to `run`.
+    model : takes (N, 3, H, W), gives logits (N, classes) or an output with ``.logits``. One from
+        `effnet_fast.optimize` on the CPU is called by several threads at a time; one on a GPU by
+        two, of which one's batch is copied while the other's is computed; any other by one. None
+        to bring it later, to `run`.
     preprocess : the model's own.
     labels : one per class; by default ImageNet's names for 1,000 classes, else numbers.
     topk : how many classes; by default 5, or all when there are fewer.
@@ -45,9 +47,9 @@ class Classifier:
         from `with_embeddings` does.
     decoders : "threads", for all decoders here release the GIL; "processes", each thread with one,
         where files may crash a decoder.
-    threads : batches that may be with the model at a time; by default as many as there are workers.
-        Of a model that only one thread may call, the threads of torch's that it has; by default as
-        many as torch is set to.
+    threads : batches that may be with the model at a time; by default as many as there are workers,
+        and two on a GPU. Of a model that only one thread may call, the threads of torch's that it
+        has; by default as many as torch is set to.
 
     Attributes
     ----------
@@ -99,9 +101,16 @@ class Classifier:
         pretrained: bool = False,
         num_classes: int | None = None,
         backend: str = "auto",
+        dtype: str | None = None,
         **options: Any,
     ) -> Classifier:
         """A model by name, optimised; ``options`` are the constructor's.
+
+        Parameters
+        ----------
+        name, checkpoint, pretrained, num_classes : as of `load_model`.
+        backend : of `effnet_fast.optimize`. "auto" is the GPU, where there is one.
+        dtype : "float16" or "bfloat16" on a GPU; by default the model's.
 
         Raises
         ------
@@ -113,12 +122,13 @@ class Classifier:
         loaded = load_model(
             name, checkpoint=checkpoint, pretrained=pretrained, num_classes=num_classes
         )
-        model = loaded.model
+        model = loaded.model.to(device_for(backend))
         if options.get("embeddings"):
             from .embeddings import with_embeddings
 
             model = with_embeddings(model)
-        return cls(optimize(model, backend=backend), loaded.preprocess, **options)
+        model = optimize(model, dtype=dtype_for(dtype), backend=backend)
+        return cls(model, loaded.preprocess, **options)
 
     def __call__(
         self,
@@ -138,20 +148,21 @@ class Classifier:
             ``topk`` or ``labels`` do not fit the model's outputs, which is known with the first
             batch; a table has no such column.
         """
-        run = self.run(images_of(source, columns), is_shared(self.model))
+        run = self.run(images_of(source, columns), calls_of(self.model))
         with closing(run):
             run.start(self.model)
             yield from run
 
-    def run(self, images: Iterator[Image], shared: bool) -> Run:
+    def run(self, images: Iterator[Image], calls: Calls) -> Run:
         """Begin to decode. Results come once the run has a model; it must be closed.
 
         Parameters
         ----------
         images : from `find_images`, or of your own.
-        shared : whether several threads may call the model at once.
+        calls : who may call the model.
         """
-        slots = (self._threads or self.workers) if shared else 1
+        most = {Calls.ALL: self.workers, Calls.GPU: LANES, Calls.ONE: 1}[calls]
+        slots = most if calls is Calls.ONE else self._threads or most
         if self._decoders == "processes":
             loads = [LoaderProcess(self._loader) for _ in range(self.workers)]
         else:
@@ -161,8 +172,8 @@ class Classifier:
             loads,
             batch_size=self.batch_size,
             slots=slots,
-            apart=not shared,
-            model_threads=self._threads or torch.get_num_threads(),
+            apart=calls is not Calls.ALL,
+            model_threads=1 if calls is Calls.GPU else self._threads or torch.get_num_threads(),
             ahead=0 if self.model else min(AHEAD, AHEAD_PIXELS // math.prod(self.preprocess.size)),
         )
         self.times = workers.times
@@ -171,8 +182,8 @@ class Classifier:
     def answers(self, model: Model) -> Answers:
         """From decoded images to results."""
         return Answers(
-            model, self.preprocess.normalise, self._labels, self._topk, self._loader.mode,
-            self._logits, self._embeddings,
+            feed_for(model, self.preprocess, self.batch_size), self._labels, self._topk,
+            self._loader.mode, self._logits, self._embeddings,
         )  # fmt: skip
 
 
@@ -229,10 +240,3 @@ def images_of(
         source = (source,)
     for are_images, some in groupby(source, lambda one: isinstance(one, Image)):
         yield from some if are_images else find_images(some, columns)  # noqa: B031
-
-
-def is_shared(model: Model) -> bool:
-    """Whether several threads may call it at once, each on a core of its own."""
-    from ..model import OptimizedModel
-
-    return isinstance(model, OptimizedModel) and all(p.backend == "cpu" for p in model.parts())

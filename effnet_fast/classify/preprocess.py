@@ -74,7 +74,7 @@ class Preprocess:
         ImageError
             The image is so elongated that its resize would pass `MAX_PIXELS`.
         """
-        return self.normalise(np.stack([self.crop(image)]))[0].numpy()
+        return self.normalise(torch.from_numpy(np.stack([self.crop(image)])))[0].numpy()
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """Resized and cropped: uint8 (height, width, 3), from an RGB image.
@@ -122,12 +122,23 @@ class Preprocess:
         left, top = _start(size[0], self.size[1]), _start(size[1], self.size[0])
         return np.asarray(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
-    def normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        """The model's input, float32 (N, 3, height, width), from uint8 (N, height, width, 3)."""
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        x = x.to(torch.float32, memory_format=torch.contiguous_format)
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return x.div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+    def normalise(
+        self, pixels: torch.Tensor, constants: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The model's input, float32 (N, 3, height, width), from uint8 (N, height, width, 3).
+
+        Parameters
+        ----------
+        pixels : on any device.
+        constants : what `constants` made, there; made anew by default.
+        """
+        mean, std = self.constants(pixels.device) if constants is None else constants
+        x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return x.div_(255).sub_(mean).div_(std)
+
+    def constants(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The mean and the deviation, float32 (2, 3, 1, 1)."""
+        return torch.tensor((self.mean, self.std), device=device)[..., None, None]
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that an image of a width and height is resized to.

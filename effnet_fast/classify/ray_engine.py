@@ -31,6 +31,7 @@ from typing import Any
 import pyarrow
 import ray
 import ray.data
+import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
@@ -38,6 +39,7 @@ from torch import nn
 
 from .. import __version__
 from ..errors import ArgumentError, BackendError, EffnetFastError
+from .feed import device_for
 from .journal import BlockJournal, PartWriter
 from .pipeline import Classifier, default_workers
 from .results import Result
@@ -146,7 +148,9 @@ class RayRun:
         read here, and travel.
     pool : of actors.
     address : of a cluster that this machine is a node of; None to start a Ray.
-    backend : of `effnet_fast.optimize`, in each actor; None for the stock model.
+    backend : of `effnet_fast.optimize`, in each actor; None for the stock model. "auto" is a GPU
+        where the pool's actors have one.
+    dtype : of the optimised model; by default the model's.
     journal : of parquet parts. Actors write them, and results come back without vectors.
 
     Raises
@@ -165,10 +169,14 @@ class RayRun:
         *,
         address: str | None = None,
         backend: str | None = "auto",
+        dtype: torch.dtype | None = None,
         journal: BlockJournal | None = None,
     ):
         self.times = Times()
-        self._classifier, self._images, self._backend = classifier, images, backend
+        if backend == "auto":
+            backend = "gpu" if pool.gpus else "cpu"
+        self._classifier, self._images = classifier, images
+        self._backend, self._dtype = backend, dtype
         self._journal = journal
         self._source: _Source | None = None
         self._blocks: Iterator[_Block] | None = None
@@ -195,7 +203,9 @@ class RayRun:
         rows = BLOCK_BATCHES * classifier.batch_size * classifier.workers
         self._source = _Source(self._images, PART_ROWS if writer else rows, AHEAD * self._pool.most)
         # One copy of the weights in a node's store, for all actors there.
-        setup = ray.put(_Setup(classifier, model, self._backend, writer, self._source.store))
+        setup = ray.put(
+            _Setup(classifier, model, self._backend, self._dtype, writer, self._source.store)
+        )
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # or rows, which are blocks of images, would be joined
@@ -393,6 +403,7 @@ class _Setup:
     classifier: Classifier
     model: nn.Module
     backend: str | None
+    dtype: torch.dtype | None
     writer: PartWriter | None
     store: Any
     version: str = __version__
@@ -576,7 +587,9 @@ class _Predictor:
         if setup.backend is not None:
             from ..optimize import optimize
 
-            self._classifier.model = optimize(setup.model, backend=setup.backend)
+            # Of an actor's GPUs, which are those that Ray lets it see, the first.
+            model = setup.model.to(device_for(setup.backend))
+            self._classifier.model = optimize(model, dtype=setup.dtype, backend=setup.backend)
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         (row,) = rows.column("block")

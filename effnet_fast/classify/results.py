@@ -16,7 +16,6 @@ from .load import Decoded
 
 _log = logging.getLogger(__name__)
 
-Model = Callable[[torch.Tensor], Any]
 DEFAULT_TOPK = 5
 
 
@@ -52,15 +51,14 @@ class Answers:
 
     Attributes
     ----------
-    model : takes float32 (N, 3, H, W), gives logits (N, classes), an output with ``.logits``, or,
-        for embeddings, a pair of logits and embeddings (N, features). When it raises on a batch,
-        the batch's images are tried one by one, so that an image that it cannot take fails alone.
-    normalise : from uint8 (N, H, W, 3) to what it takes.
+    feed : from crops, uint8 (height, width, 3), to a model's outputs on the CPU: logits (N,
+        classes), an output with ``.logits``, or, for embeddings, a pair of logits and embeddings
+        (N, features). When it raises on a batch, the batch's images are tried one by one, so that
+        an image that the model cannot take fails alone.
     labels, topk, mode, logits, embeddings : as of `Classifier`.
     """
 
-    model: Model
-    normalise: Callable[[np.ndarray], torch.Tensor]
+    feed: Callable[[Sequence[np.ndarray]], Any]
     labels: Sequence[str] | None
     topk: int | None
     mode: str
@@ -106,7 +104,7 @@ class Answers:
 
     def _outputs(self, batch: list[np.ndarray]) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
-            output = self.model(self.normalise(np.stack(batch)))
+            output = self.feed(batch)
             output, *rest = output if self.embeddings else (output,)
             logits = getattr(output, "logits", output)
             if (
@@ -116,8 +114,8 @@ class Answers:
             ):
                 kind = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
                 raise TypeError(f"its output is a {kind}; accepted: logits ({len(batch)}, classes)")
-            logits = logits.float().cpu()
-            return (logits.softmax(dim=1), logits, *(x.float().cpu() for x in rest))
+            logits = logits.float()
+            return (logits.softmax(dim=1), logits, *(x.float() for x in rest))
 
     def _check_classes(self, classes: int) -> None:
         if self.labels is not None and len(self.labels) != classes:

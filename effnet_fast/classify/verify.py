@@ -5,6 +5,7 @@ the modes of decoding.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import math
 import sys
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..errors import ArgumentError, ImageError
@@ -22,13 +22,14 @@ from ..gpu.counts import table
 from ..optimize import optimize
 from .command import changed_preprocess, check, images_of, printable
 from .decode import HAS_TURBO
+from .feed import HostFeed, device_for, dtype_for, feed_for
 from .labels import labels_for, read_labels
 from .load import MODES, Decoded, Loader
 from .pipeline import default_workers
 from .sources import Image
 from .zoo import load_model
 
-STOCK = "stock model, exact"
+STOCK, FAST = "stock model, exact", "optimised"
 SURE = 0.5  # the confidence from which on a changed answer is counted apart
 
 
@@ -107,10 +108,19 @@ def run(options: argparse.Namespace) -> int:
     names = None if options.class_map is None else read_labels(options.class_map)
     label_of = _labels(options.labels, names)
     preprocess = changed_preprocess(loaded, options)
-    model = optimize(loaded.model, backend=options.backend or "auto")
+    backend = options.backend or "auto"
+    fast = optimize(
+        copy.deepcopy(loaded.model).to(device_for(backend)),
+        dtype=dtype_for(options.dtype),
+        backend=backend,
+    )
+    feeds = {
+        STOCK: HostFeed(loaded.model, preprocess),
+        FAST: feed_for(fast, preprocess, options.batch_size),
+    }
     modes = [mode for mode in MODES if mode != "fast-decode" or HAS_TURBO]
     loaders = {mode: Loader(preprocess, mode, options.apply_exif) for mode in modes}
-    tallies = {STOCK: Tally()} | {f"optimised, {mode}": Tally() for mode in ("exact", *modes)}
+    tallies = {STOCK: Tally()} | {f"{FAST}, {mode}": Tally() for mode in ("exact", *modes)}
     failed = 0
     for images, decoded in _decoded(images_of(options), loaders, options):
         good = []
@@ -124,17 +134,15 @@ def run(options: argparse.Namespace) -> int:
         if not good:
             continue
 
-        def logits(run: Callable, mode: str, kept: list[int] = good, all_: dict = decoded):
-            pixels = np.stack([all_[mode][i].pixels for i in kept])
-            with torch.inference_mode():
-                output = run(preprocess.normalise(pixels))
+        def logits(who: str, mode: str, kept: list[int] = good, all_: dict = decoded):
+            output = feeds[who]([all_[mode][i].pixels for i in kept])
             return getattr(output, "logits", output).float()
 
-        stock = logits(loaded.model, "exact")
+        stock = logits(STOCK, "exact")
         known = [label_of(images[i], stock.shape[1]) for i in good]
         tallies[STOCK].add(stock, stock, known)
         for mode in modes:
-            tallies[f"optimised, {mode}"].add(logits(model, mode), stock, known)
+            tallies[f"{FAST}, {mode}"].add(logits(FAST, mode), stock, known)
     if not tallies[STOCK].images:
         raise ImageError("no image could be decoded; accepted: one at least")
     rows = [HEAD, *(tally.row(name) for name, tally in tallies.items())]

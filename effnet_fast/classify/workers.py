@@ -69,8 +69,8 @@ class Workers:
     ahead : images that may be decoded until then.
     batch_size : images with pixels in a group; the last has what is left.
     slots : groups that may be with the model at once.
-    apart : only one thread takes them there, which does not decode, and has ``model_threads``
-        threads of torch's. Else all do, and torch has one thread in each.
+    apart : a thread for each slot takes them there, which does not decode, and has
+        ``model_threads`` threads of torch's. Else all do, and torch has one thread in each.
     model_threads : see there.
     """
 

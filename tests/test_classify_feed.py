@@ -1,0 +1,203 @@
+"""Batches of pixels to a model and back: the same on the CPU, and over a GPU's bus."""
+
+import copy
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from networks import calibrated, tiny
+from PIL import Image as PillowImage
+from torch import nn
+
+import effnet_fast
+from effnet_fast.classify import Classifier, Preprocess
+from effnet_fast.classify.feed import (
+    Calls,
+    DeviceFeed,
+    HostFeed,
+    calls_of,
+    device_for,
+    device_of,
+    dtype_for,
+)
+from effnet_fast.classify.sources import Image
+from effnet_fast.cli import main
+from effnet_fast.errors import ArgumentError, BackendError
+from effnet_fast.verify import FLOORS, relative_error
+
+PREPROCESS = Preprocess((40, 32), (48, 38))
+BATCH = 6
+
+
+def crops(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (*PREPROCESS.size, 3), np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+def test_any_number_of_images_is_one_batch_to_the_model(model):
+    """And no other than on the host: what fills it up is not seen."""
+    host, seen = HostFeed(model, PREPROCESS), []
+    handle = model.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    feed = DeviceFeed(model, PREPROCESS, BATCH)
+    for count in (BATCH, 1, 4, BATCH):
+        y = feed(crops(count, seed=count))
+        assert y.shape == (count, 10)
+        assert torch.allclose(y, host(crops(count, seed=count)), rtol=1e-5, atol=1e-6)
+    handle.remove()
+    assert seen == [BATCH, BATCH, BATCH, 1, BATCH, 4, BATCH, BATCH]
+
+
+def test_outputs_of_every_kind(model):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = model
+
+        def forward(self, x):
+            y = self.body(x)
+            return y, {"half": y[:, :5]}
+
+    y, more = DeviceFeed(Pair(), PREPROCESS, BATCH)(crops(2))
+    assert y.shape == (2, 10) and torch.equal(more["half"], y[:, :5])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_threads_have_memory_of_their_own(model, place, dtype):
+    """On a GPU one's copies are under way while the other's batch is computed."""
+    dtype, wide = dtype_for(dtype), copy.deepcopy(model).double()
+    if place.type == "cpu" and dtype != torch.float32:
+        pytest.skip("the CPU engine computes in float32")
+    batches = [crops(1 + i % BATCH, seed=i) for i in range(24)]
+    exact = []
+    for batch in batches:
+        x = PREPROCESS.normalise(torch.from_numpy(np.stack(batch))).double()
+        with torch.no_grad():
+            exact.append(wide(x))
+    fast = effnet_fast.optimize(copy.deepcopy(model).to(place), dtype=dtype, verify=False)
+    feed, found = DeviceFeed(fast, PREPROCESS, BATCH), [None] * len(batches)
+
+    def run(first):
+        for i in range(first, len(batches), 2):
+            found[i] = feed(batches[i])
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(y.device.type == "cpu" for y in found)
+    worst = max(relative_error(y, e) for y, e in zip(found, exact, strict=True))
+    # A few images of ten classes each, where FLOORS is of whole networks' batches.
+    assert worst <= 4 * FLOORS[dtype]
+
+
+def test_who_calls_a_model(model):
+    fast = effnet_fast.optimize(model, verify=False)
+    assert calls_of(fast) is Calls.ALL
+    assert calls_of(model) is calls_of(lambda x: x) is Calls.ONE
+    assert calls_of(effnet_fast.optimize(model, backend="reference", verify=False)) is Calls.ONE
+    assert device_of(fast) == device_of(lambda x: x) == torch.device("cpu")
+
+
+def test_two_threads_of_a_gpu_do_not_decode(model):
+    """Their number is seen from what the model is called by; here a CPU stands in."""
+    callers = set()
+
+    def infer(x):
+        callers.add(threading.current_thread())
+        return model(x)
+
+    classifier = Classifier(None, PREPROCESS, batch_size=2, workers=3)
+    images = [pillow_file(i) for i in range(40)]
+    images = (Image(str(i), Path(), data=data) for i, data in enumerate(images))
+    run = classifier.run(images, Calls.GPU)
+    try:
+        run.start(infer)
+        assert [result.filename for result in run] == [str(i) for i in range(40)]
+        assert len(run._workers._threads) == 3 + 2
+    finally:
+        run.close()
+    assert 1 <= len(callers) <= 2
+
+
+def pillow_file(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (50, 60, 3), np.uint8)
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(7):
+        (folder / f"{i}.png").write_bytes(pillow_file(i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Weights whose answers differ from image to image."""
+    path = tmp_path_factory.mktemp("weights") / "lite0.pt"
+    torch.save(calibrated(timm.create_model("tf_efficientnet_lite0")).state_dict(), path)
+    return path
+
+
+def classify(photos: Path, checkpoint: Path, *options: str) -> tuple[int, list[list[str]]]:
+    results = photos.parent / f"results{''.join(options)}.csv"
+    status = main([
+        "classify", str(photos), "-m", "timm:tf_efficientnet_lite0", "--checkpoint",
+        str(checkpoint), "-b", "4", "--results-file", str(results), *options,
+    ])  # fmt: skip
+    rows = [line.split(",") for line in results.read_text().splitlines()] if not status else []
+    return status, rows
+
+
+def test_what_is_not_there_is_refused_before_work(photos, checkpoint, capsys):
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="PyTorch has no GPU"):
+            device_for("gpu")
+        assert classify(photos, checkpoint, "--backend", "gpu")[0] == 2
+        assert "PyTorch has no GPU" in capsys.readouterr().err
+    assert device_for("cpu") == device_for("ptx") == torch.device("cpu")
+    assert classify(photos, checkpoint, "--backend", "cpu", "--dtype", "float16")[0] == 2
+    assert "computes in float32" in capsys.readouterr().err
+    assert classify(photos, checkpoint, "--no-optimize", "--dtype", "float16")[0] == 2
+    with pytest.raises(ArgumentError, match="'int8'; accepted: float32"):
+        dtype_for("int8")
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_cpus_answers(photos, checkpoint, capsys):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    _, expected = classify(photos, checkpoint, "--backend", "cpu")
+    status, auto = classify(photos, checkpoint)
+    assert status == 0 and "gpu backend" in capsys.readouterr().err
+    status, half = classify(photos, checkpoint, "--dtype", "float16")
+    assert status == 0 and "float16 on NVIDIA" in capsys.readouterr().err
+    at = expected[0].index("prob_0")
+    for a, b, c in zip(expected[1:], auto[1:], half[1:], strict=True):
+        assert a[:2] == b[:2]  # the file and its class
+        assert float(b[at]) == pytest.approx(float(a[at]), rel=1e-3)
+        assert float(c[at]) == pytest.approx(float(a[at]), rel=0.1)
