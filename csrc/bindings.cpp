@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "effnet_fast/kernels.h"
+#include "effnet_fast/normalise.h"
 #include "effnet_fast/program.h"
 #include "effnet_fast/resize.h"
 
@@ -208,7 +209,7 @@ void bind_program(py::module_& m) {
           "tensors"_a, "batch"_a, "threads"_a, "As run; the wall seconds of each step.");
 }
 
-void bind_resize(py::module_& m) {
+void bind_pixels(py::module_& m) {
   m.def(
       "resize",
       [](Address x, int64_t height, int64_t width, int64_t row, int64_t to_height, int64_t to_width,
@@ -230,6 +231,18 @@ void bind_resize(py::module_& m) {
       "x"_a, "height"_a, "width"_a, "row"_a, "to_height"_a, "to_width"_a, "filter"_a, "top"_a,
       "left"_a, "crop_height"_a, "crop_width"_a, "y"_a,
       "A crop of an 8-bit RGB image resized as Pillow does it; rows of y are dense.");
+  m.def(
+      "normalise",
+      [](Address x, int64_t pixels, Address table, Address y) {
+        check_addresses(x, y);
+        check(table != 0, "table is a null pointer");
+        check_sizes({pixels});
+        py::gil_scoped_release release;
+        normalise(reinterpret_cast<const uint8_t*>(x), pixels,
+                  *reinterpret_cast<const ByteTable*>(table), reinterpret_cast<float*>(y));
+      },
+      "x"_a, "pixels"_a, "table"_a, "y"_a,
+      "Bytes of RGB pixels to three planes of floats, by a table of 3 x 256.");
 }
 
 }  // namespace
@@ -263,7 +276,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "addresses"_a, "count"_a,
       "Ask for so many lines of the cache, at addresses that need not be valid.");
-  bind_resize(m);
+  bind_pixels(m);
   bind_packing(m);
   bind_constants(m);
   bind_program(m);

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from . import errors
-from .model import OptimizedModel
-from .optimize import optimize
-from .report import Report
-from .serialize import load
+import gc
+
+# Importing PyTorch makes some 300,000 objects, none of them garbage: 1.25 s without the collector,
+# 1.5 s with it.
+_collects = gc.isenabled()
+gc.disable()
+try:
+    from . import errors
+    from .model import OptimizedModel
+    from .optimize import optimize
+    from .report import Report
+    from .serialize import load
+finally:
+    if _collects:
+        gc.enable()
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -33,6 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except KeyboardInterrupt as interrupt:
         return _fail(": ".join(["interrupted", *map(str, interrupt.args)]), 130)
+
+
+def entry() -> int:
+    """`main`, for a process that ends with it."""
+    status = main()
+    # The interpreter's last collection would look at all of PyTorch's objects, to free none: 0.4 s.
+    gc.freeze()
+    return status
 
 
 def _fail(message: str, status: int) -> int:
@@ -270,4 +279,4 @@ def _kernels(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

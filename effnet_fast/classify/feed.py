@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ArgumentError, BackendError
+from ..ops.extension import extension
 from .preprocess import Preprocess
 
 Model = Callable[[torch.Tensor], Any]
@@ -71,21 +72,19 @@ def device_for(backend: str) -> torch.device:
     """
     from ..model import gpu_home
 
-    cpu = torch.device("cpu")
-    if backend not in ("auto", "gpu"):
-        return cpu
-    if not torch.cuda.is_available():
-        if backend == "gpu":
-            raise BackendError("backend is 'gpu', and PyTorch has no GPU")
-        return cpu
-    device = torch.device("cuda", torch.cuda.current_device())
+    here, has_gpu = torch.device("cpu"), torch.cuda.is_available()
+    if backend != "gpu" and (backend != "auto" or not has_gpu):
+        return here
+    there = torch.device("cuda", torch.cuda.current_device() if has_gpu else 0)
     try:
-        gpu_home("gpu", device)
+        gpu_home("gpu", there)
+        if not has_gpu:
+            raise BackendError("backend is 'gpu', and PyTorch has no GPU")
     except BackendError:
         if backend == "gpu":
             raise
-        return cpu
-    return device
+        return here
+    return there
 
 
 def dtype_for(name: str | None) -> torch.dtype | None:
@@ -102,15 +101,50 @@ def dtype_for(name: str | None) -> torch.dtype | None:
 
 
 class HostFeed:
-    """Calls a model on the CPU."""
+    """Calls a model on the CPU, from any threads.
+
+    Each thread has memory of its own for the model's input, which stays: a new one for each batch
+    would be as many new pages.
+    """
 
     def __init__(self, model: Model, preprocess: Preprocess):
-        self._model, self._preprocess = model, preprocess
+        self._model, self._size = model, preprocess.size
+        self._table = preprocess.table()
+        self._normalise = normaliser()
+        self._own = threading.local()
 
     def __call__(self, batch: Sequence[np.ndarray]) -> Any:
         """The model's outputs for crops, uint8 (height, width, 3)."""
+        x = getattr(self._own, "x", None)
+        if x is None or len(x) < len(batch):
+            x = self._own.x = torch.empty(len(batch), 3, *self._size)
+        x = x[: len(batch)]
+        for pixels, to in zip(batch, x, strict=True):
+            self._normalise(pixels, self._table, to)
         with torch.inference_mode():
-            return self._model(self._preprocess.normalise(torch.from_numpy(np.stack(batch))))
+            return self._model(x)
+
+
+def normaliser() -> Callable[[np.ndarray, torch.Tensor, torch.Tensor], None]:
+    """From bytes (height, width, 3) by a table (3, 256) to floats (3, height, width), by the
+    extension where it is built.
+    """
+
+    def by_torch(pixels: np.ndarray, table: torch.Tensor, to: torch.Tensor) -> None:
+        for channel, row in enumerate(table):
+            to[channel] = row[torch.from_numpy(pixels[..., channel]).long()]
+
+    try:
+        kernel = extension().normalise
+    except BackendError:  # which what decodes and resizes says, too
+        return by_torch
+
+    def by_kernel(pixels: np.ndarray, table: torch.Tensor, to: torch.Tensor) -> None:
+        pixels = np.ascontiguousarray(pixels)
+        count = pixels.shape[0] * pixels.shape[1]
+        kernel(pixels.ctypes.data, count, table.data_ptr(), to.data_ptr())
+
+    return by_kernel
 
 
 class DeviceFeed:

@@ -136,6 +136,11 @@ class Preprocess:
         x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return x.div_(255).sub_(mean).div_(std)
 
+    def table(self) -> torch.Tensor:
+        """What `normalise` makes of each byte: float32 (3, 256)."""
+        bytes_ = torch.arange(256, dtype=torch.uint8)
+        return self.normalise(bytes_[None, None, :, None].expand(1, 1, 256, 3))[0, :, 0].clone()
+
     def constants(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The mean and the deviation, float32 (2, 3, 1, 1)."""
         return torch.tensor((self.mean, self.std), device=device)[..., None, None]
