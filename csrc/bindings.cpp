@@ -233,16 +233,20 @@ void bind_pixels(py::module_& m) {
       "A crop of an 8-bit RGB image resized as Pillow does it; rows of y are dense.");
   m.def(
       "normalise",
-      [](Address x, int64_t pixels, Address table, Address y) {
-        check_addresses(x, y);
-        check(table != 0, "table is a null pointer");
+      [](const std::vector<Address>& images, int64_t pixels, Address table, Address y) {
+        for (const Address image : images) check_addresses(image, y);
         check_sizes({pixels});
+        check(table != 0, "table is 0; accepted: an address");
         py::gil_scoped_release release;
-        normalise(reinterpret_cast<const uint8_t*>(x), pixels,
-                  *reinterpret_cast<const ByteTable*>(table), reinterpret_cast<float*>(y));
+        auto* to = reinterpret_cast<float*>(y);
+        for (const Address image : images) {
+          normalise(reinterpret_cast<const uint8_t*>(image), pixels,
+                    *reinterpret_cast<const ByteTable*>(table), to);
+          to += 3 * pixels;
+        }
       },
-      "x"_a, "pixels"_a, "table"_a, "y"_a,
-      "Bytes of RGB pixels to three planes of floats, by a table of 3 x 256.");
+      "images"_a, "pixels"_a, "table"_a, "y"_a,
+      "RGB images' bytes to planes of floats, one after another, by a table of 3 x 256.");
 }
 
 }  // namespace

@@ -38,8 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> int:
     """`main`, for a process that ends with it."""
+    # What was imported stays. A collection looks at all of it, the interpreter's last one, too:
+    # 0.1 s and 0.4 s.
+    gc.freeze()
     status = main()
-    # The interpreter's last collection would look at all of PyTorch's objects, to free none: 0.4 s.
     gc.freeze()
     return status
 

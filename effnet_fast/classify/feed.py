@@ -119,30 +119,31 @@ class HostFeed:
         if x is None or len(x) < len(batch):
             x = self._own.x = torch.empty(len(batch), 3, *self._size)
         x = x[: len(batch)]
-        for pixels, to in zip(batch, x, strict=True):
-            self._normalise(pixels, self._table, to)
+        self._normalise(batch, self._table, x)
         with torch.inference_mode():
             return self._model(x)
 
 
-def normaliser() -> Callable[[np.ndarray, torch.Tensor, torch.Tensor], None]:
-    """From bytes (height, width, 3) by a table (3, 256) to floats (3, height, width), by the
+def normaliser() -> Callable[[Sequence[np.ndarray], torch.Tensor, torch.Tensor], None]:
+    """From bytes (height, width, 3) by a table (3, 256) to floats (N, 3, height, width), by the
     extension where it is built.
     """
 
-    def by_torch(pixels: np.ndarray, table: torch.Tensor, to: torch.Tensor) -> None:
-        for channel, row in enumerate(table):
-            to[channel] = row[torch.from_numpy(pixels[..., channel]).long()]
+    def by_torch(batch: Sequence[np.ndarray], table: torch.Tensor, x: torch.Tensor) -> None:
+        for pixels, to in zip(batch, x, strict=True):
+            for channel, row in enumerate(table):
+                to[channel] = row[torch.from_numpy(pixels[..., channel]).long()]
 
     try:
         kernel = extension().normalise
     except BackendError:  # which what decodes and resizes says, too
         return by_torch
 
-    def by_kernel(pixels: np.ndarray, table: torch.Tensor, to: torch.Tensor) -> None:
-        pixels = np.ascontiguousarray(pixels)
-        count = pixels.shape[0] * pixels.shape[1]
-        kernel(pixels.ctypes.data, count, table.data_ptr(), to.data_ptr())
+    def by_kernel(batch: Sequence[np.ndarray], table: torch.Tensor, x: torch.Tensor) -> None:
+        # In one call: each has to wait for the lock that Python's other threads have.
+        dense = [np.ascontiguousarray(pixels) for pixels in batch]
+        places = [pixels.__array_interface__["data"][0] for pixels in dense]
+        kernel(places, x[0, 0].numel(), table.data_ptr(), x.data_ptr())
 
     return by_kernel
 
