@@ -35,6 +35,9 @@ _PLAIN = (
 )  # fmt: skip
 # What every module has, of which nothing reaches a graph; capture refuses forward hooks.
 _OWN = frozenset(nn.Module().__dict__)
+_OF_EVERY_CLASS = frozenset(type("_", (), {"__slots__": (), "__annotations__": {}}).__dict__) | {
+    "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__", "__parameters__",
+}  # fmt: skip
 
 
 class _UnknownError(Exception):
@@ -51,14 +54,14 @@ def key_of(
 ) -> str | None:
     """Of all that a capture depends on, the weights' values left out.
 
-    That is each module's class and the code of its methods, its attributes, its tensors' shapes and
-    types, what is shared, and versions. None for a model with attributes whose value does not say
-    what they do: one like that is captured each time.
+    That is each module's class with the code of its methods, the numbers and functions that this
+    reads, its attributes, its tensors' shapes and types, what is shared, and versions. None for a
+    model with attributes whose value does not say what they do: it is captured each time.
     """
     if modules_with_hooks(model):
         return None  # capture says what is wrong with them
     try:
-        parts = _described(model)
+        parts = _Description().of(model)
     except _UnknownError as error:
         _log.info("capture: %s is captured each time: %s", type(model).__name__, error)
         return None
@@ -91,56 +94,123 @@ def write(key: str, graph: Graph) -> None:
     cache.write(key, {"graph": plain})
 
 
-def _described(model: nn.Module) -> list[Any]:
-    seen: dict[int, str] = {}  # modules and tensors by identity: what is shared is named once
+class _Description:
+    """What a model is made of, in values that JSON has.
 
-    def tensor(name: str, value: torch.Tensor | None) -> Any:
-        if value is None:
+    Functions and classes are described where they are met first, and named after that.
+    """
+
+    def __init__(self) -> None:
+        self._met: set[Any] = set()
+
+    def of(self, model: nn.Module) -> list[Any]:
+        """Of each module its class, attributes and tensors."""
+        seen: dict[int, str] = {}  # modules and tensors by identity: what is shared is named once
+
+        def tensor(name: str, value: torch.Tensor | None) -> Any:
+            if value is None:
+                return None
+            first = seen.setdefault(id(value), name)
+            return [
+                first,
+                list(value.shape),
+                str(value.dtype),
+                str(value.device),
+                str(value.layout),
+            ]
+
+        found = []
+        for name, module in model.named_modules(remove_duplicate=False):
+            first = seen.setdefault(id(module), name)
+            if first != name:
+                found.append([name, first])
+                continue
+            attributes = {
+                key: self._value(value) for key, value in module.__dict__.items() if key not in _OWN
+            }
+            tensors = {
+                key: tensor(f"{name}.{key}", value)
+                for key, value in (*module._parameters.items(), *module._buffers.items())
+            }
+            found.append([name, self._class(type(module)), attributes, tensors, module.training])
+        return found
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return [_name(type(value)), value.name]
+        if isinstance(value, _PLAIN):
+            return [type(value).__name__, str(value)]
+        if isinstance(value, list | tuple):
+            return [_name(type(value)), [self._value(item) for item in value]]
+        if isinstance(value, dict):
+            return [
+                _name(type(value)),
+                [[self._value(k), self._value(v)] for k, v in value.items()],
+            ]
+        if isinstance(value, set | frozenset):
+            return [_name(type(value)), sorted(json.dumps(self._value(item)) for item in value)]
+        if isinstance(value, type):
+            return _name(value)
+        if isinstance(value, functools.partial):
+            return ["partial", *map(self._value, (value.func, value.args, value.keywords))]
+        if isinstance(value, types.BuiltinFunctionType) and not isinstance(
+            getattr(value, "__self__", None), nn.Module | torch.Tensor
+        ):
+            return _name(value)
+        if isinstance(value, types.FunctionType) and not value.__closure__:
+            return self._function(value)
+        if getattr(type(value), "__dataclass_fields__", None) is not None:
+            fields = vars(value) if hasattr(value, "__dict__") else None
+            return [_name(type(value)), self._value(fields)]
+        raise _UnknownError(f"it has a {_name(type(value))} for an attribute")
+
+    def _class(self, kind: type) -> list[Any]:
+        """Its methods and attributes, and those of the classes above it."""
+        if kind in self._met:
+            return [_name(kind)]
+        self._met.add(kind)
+        parts: list[Any] = []
+        for base in kind.__mro__:
+            if _is_versioned(base):
+                parts.append(_name(base))
+                continue
+            top = base.__module__.partition(".")[0]
+            version = getattr(sys.modules.get(top), "__version__", "")
+            held = {
+                name: self._known(value)
+                for name, value in vars(base).items()
+                if name not in _OF_EVERY_CLASS
+            }
+            parts.append([_name(base), str(version), held])
+        return parts
+
+    def _function(self, function: types.FunctionType) -> list[Any]:
+        """Its code, and what that reads of its module: numbers, and other functions."""
+        name = f"{function.__module__}.{function.__qualname__}"
+        if function in self._met or _is_versioned(function):
+            return [name]
+        self._met.add(function)
+        scope = function.__globals__
+        used = {key: self._known(scope[key]) for key in _names(function.__code__) if key in scope}
+        defaults = self._known(function.__defaults__), self._known(function.__kwdefaults__)
+        return [name, _code(function.__code__), defaults, used]
+
+    def _known(self, value: Any) -> Any:
+        """Of what code reads beside a model's attributes, as far as its value says what it is; for
+        the rest there is the verification.
+        """
+        value = getattr(value, "__func__", getattr(value, "fget", value))
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        try:
+            return self._value(value)
+        except _UnknownError:
             return None
-        first = seen.setdefault(id(value), name)
-        return [first, list(value.shape), str(value.dtype), str(value.device), str(value.layout)]
-
-    found = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        first = seen.setdefault(id(module), name)
-        if first != name:
-            found.append([name, first])
-            continue
-        attributes = {
-            key: _plain(value) for key, value in module.__dict__.items() if key not in _OWN
-        }
-        tensors = {
-            key: tensor(f"{name}.{key}", value)
-            for key, value in (*module._parameters.items(), *module._buffers.items())
-        }
-        found.append([name, _class(type(module)), attributes, tensors, module.training])
-    return found
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return [_name(type(value)), value.name]
-    if isinstance(value, _PLAIN):
-        return [type(value).__name__, str(value)]
-    if isinstance(value, list | tuple):
-        return [_name(type(value)), [_plain(item) for item in value]]
-    if isinstance(value, dict):
-        return [_name(type(value)), [[_plain(k), _plain(v)] for k, v in value.items()]]
-    if isinstance(value, set | frozenset):
-        return [_name(type(value)), sorted(json.dumps(_plain(item)) for item in value)]
-    if isinstance(value, type):
-        return _name(value)
-    if isinstance(value, functools.partial):
-        return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
-    if isinstance(value, types.BuiltinFunctionType) and not isinstance(
-        getattr(value, "__self__", None), nn.Module | torch.Tensor
-    ):
-        return _name(value)
-    if isinstance(value, types.FunctionType) and not value.__closure__:
-        return [_name(value), _code(value.__code__), _plain(value.__defaults__)]
-    if getattr(type(value), "__dataclass_fields__", None) is not None:
-        return [_name(type(value)), _plain(vars(value) if hasattr(value, "__dict__") else None)]
-    raise _UnknownError(f"it has a {_name(type(value))} for an attribute")
+def _is_versioned(thing: Any) -> bool:
+    """Whether it comes with Python or PyTorch, whose versions are in the key."""
+    return (thing.__module__ or "").partition(".")[0] in ("torch", "builtins")
 
 
 def _name(thing: Any) -> str:
@@ -150,23 +220,10 @@ def _name(thing: Any) -> str:
     return name
 
 
-@functools.lru_cache(maxsize=1024)
-def _class(kind: type) -> str:
-    """A digest of a class: the code of its methods, and those of the classes above it."""
-    parts: list[Any] = []
-    for base in kind.__mro__:
-        top = base.__module__.partition(".")[0]
-        if top in ("torch", "builtins"):
-            parts.append(_name(base))  # whose version is in the key
-            continue
-        version = getattr(sys.modules.get(top), "__version__", "")
-        methods = {
-            name: _code(value.__code__)
-            for name, value in vars(base).items()
-            if isinstance(value, types.FunctionType)
-        }
-        parts.append([_name(base), str(version), methods])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _names(code: types.CodeType) -> list[str]:
+    """Those that a function reads outside of itself, and those within it do."""
+    inner = (item for item in code.co_consts if isinstance(item, types.CodeType))
+    return sorted({*code.co_names, *(name for item in inner for name in _names(item))})
 
 
 def _code(code: types.CodeType) -> list[Any]:

@@ -106,11 +106,46 @@ def test_what_makes_another_key():
 def test_the_code_of_a_method_is_part_of_it(monkeypatch):
     before = key(net())
     monkeypatch.setattr(Net, "forward", lambda self, x: self.head(self.conv(x).mean((2, 3))))
-    graph_cache._class.cache_clear()
     assert key(net()) != before
     monkeypatch.undo()
-    graph_cache._class.cache_clear()
     assert key(net()) == before
+
+
+BY = 2.0
+
+
+def scaled(x):
+    return x * BY
+
+
+class Scales(Net):
+    """Of a number of its class, one of its module, and a function that reads another."""
+
+    FACTOR = 3.0
+
+    def forward(self, x):
+        return scaled(super().forward(x)) * self.FACTOR
+
+    @staticmethod
+    def helper():
+        return 1
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("Scales.FACTOR", 4.0),
+        ("BY", 5.0),
+        ("scaled", lambda x: x),
+        ("Scales.helper", staticmethod(lambda: 2)),
+    ],
+)
+def test_what_a_method_reads_is_part_of_it(monkeypatch, name, value):
+    before = key(net(Scales))
+    monkeypatch.setattr(f"{__name__}.{name}", value)
+    assert key(net(Scales)) not in (None, before)
+    monkeypatch.undo()
+    assert key(net(Scales)) == before
 
 
 def test_what_cannot_be_told_apart_is_captured_each_time(captures):
