@@ -6,6 +6,7 @@
 // AVX-512. No file is changed.
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <limits.h>
 #include <link.h>
 #include <signal.h>
 #include <stdint.h>
@@ -38,6 +39,7 @@ static void hide(uint32_t leaf, uint32_t part, uint32_t* a, uint32_t* b, uint32_
     *d &= ~(1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25);
   } else if (part == 1) {
     *a &= ~(1u << 5);
+    *d &= ~(1u << 19);  // AVX10
   }
 }
 
@@ -58,14 +60,19 @@ static void answer(int number, siginfo_t* info, void* context) {
   signal(number, SIG_DFL);  // an illegal instruction that is not ours: again, and the end
 }
 
+static void fail(const char* what, const char* name) {
+  fprintf(stderr, "without_avx512: %s: %s\n", what, name);
+  _exit(3);
+}
+
 unsigned int la_version(unsigned int version) {
   const char* path = getenv("WITHOUT_AVX512_SITES");
   FILE* file = path ? fopen(path, "r") : NULL;
-  while (file && count < kMost &&
-         fscanf(file, "%255s %lx", sites[count].library, &sites[count].offset) == 2) {
-    ++count;
+  if (!file) fail("no list of places", "WITHOUT_AVX512_SITES");
+  while (fscanf(file, "%255s %lx", sites[count].library, &sites[count].offset) == 2) {
+    if (++count == kMost) fail("more places than there is room for", path);
   }
-  if (file) fclose(file);
+  fclose(file);
   struct sigaction action;
   memset(&action, 0, sizeof action);
   action.sa_sigaction = answer;
@@ -76,16 +83,18 @@ unsigned int la_version(unsigned int version) {
 
 unsigned int la_objopen(struct link_map* map, Lmid_t space, uintptr_t* cookie) {
   (void)space, (void)cookie;
-  const char* slash = strrchr(map->l_name, '/');
-  const char* name = slash ? slash + 1 : map->l_name;
+  char path[PATH_MAX];
+  if (!realpath(map->l_name, path)) return 0;  // the program itself
+  const char* name = strrchr(path, '/') + 1;
   const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
   for (int i = 0; i < count; ++i) {
-    if (strcmp(sites[i].library, name) != 0 || patched_count == kMost) continue;
+    if (strcmp(sites[i].library, name) != 0) continue;
+    if (patched_count == kMost) fail("mapped too often", name);
     uint8_t* at = (uint8_t*)(map->l_addr + sites[i].offset);
-    if (at[0] != 0x0f || at[1] != 0xa2) continue;
+    if (at[0] != 0x0f || at[1] != 0xa2) fail("no cpuid where one should be", name);
     uint8_t* begin = (uint8_t*)((uintptr_t)at & ~(page - 1));
     const size_t bytes = (size_t)(at + 2 - begin);
-    if (mprotect(begin, bytes, PROT_READ | PROT_WRITE | PROT_EXEC) != 0) continue;
+    if (mprotect(begin, bytes, PROT_READ | PROT_WRITE | PROT_EXEC) != 0) fail("read only", name);
     at[1] = 0x0b;
     mprotect(begin, bytes, PROT_READ | PROT_EXEC);
     patched[patched_count++] = at;

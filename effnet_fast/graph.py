@@ -153,10 +153,11 @@ def run_calls(calls: tuple[Call, ...], values: dict[str, Any], device: torch.dev
 
 
 def _run(call: Call, read: Callable[[str], Any], device: torch.device) -> Any:
-    args = substitute(call.args, read)
-    kwargs = {key: substitute(arg, read) for key, arg in call.kwargs.items()}
-    if isinstance(kwargs.get("device"), torch.device):
-        kwargs["device"] = device  # not where the model was when it was captured
+    def moved(arg: Any) -> Any:  # not to where the model was when it was captured
+        return device if isinstance(arg, torch.device) else arg
+
+    args = map(moved, substitute(call.args, read))
+    kwargs = {key: moved(substitute(arg, read)) for key, arg in call.kwargs.items()}
     return function(call.target)(*args, **kwargs)
 
 

@@ -54,19 +54,22 @@ def key_of(
 ) -> str | None:
     """Of all that a capture depends on, the weights' values left out.
 
-    That is each module's class with the code of its methods, the numbers and functions that this
-    reads, its attributes, its tensors' shapes and types, what is shared, and versions. None for a
-    model with attributes whose value does not say what they do: it is captured each time.
+    That is each module's class with the code of its methods, the numbers and functions that its
+    forward reads, its attributes, its tensors' shapes and types, what is shared, and versions.
+    None for a model with attributes whose value does not say what they do: it is captured each
+    time.
     """
     if modules_with_hooks(model):
         return None  # capture says what is wrong with them
+    versions = [sys.version, torch.__version__, *_own_code()]
     try:
         parts = _Description().of(model)
-    except _UnknownError as error:
+        return cache.digest("graph", versions, size, channels, str(dtype), parts)
+    except (
+        Exception
+    ) as error:  # a placeholder that raises whatever is asked of it, a list in itself
         _log.info("capture: %s is captured each time: %s", type(model).__name__, error)
         return None
-    versions = [sys.version, torch.__version__, *_own_code()]
-    return cache.digest("graph", versions, size, channels, str(dtype), parts)
 
 
 def read(key: str) -> Graph | None:
@@ -165,7 +168,7 @@ class _Description:
         raise _UnknownError(f"it has a {_name(type(value))} for an attribute")
 
     def _class(self, kind: type) -> list[Any]:
-        """Its methods and attributes, and those of the classes above it."""
+        """Its methods and attributes, those of the classes above it, and what its forward reads."""
         if kind in self._met:
             return [_name(kind)]
         self._met.add(kind)
@@ -177,12 +180,32 @@ class _Description:
             top = base.__module__.partition(".")[0]
             version = getattr(sys.modules.get(top), "__version__", "")
             held = {
-                name: self._known(value)
+                name: self._held(value)
                 for name, value in vars(base).items()
                 if name not in _OF_EVERY_CLASS
             }
             parts.append([_name(base), str(version), held])
-        return parts
+        return [parts, self._read(kind)]
+
+    def _held(self, value: Any) -> Any:
+        """Of a class: a method's code, or a value."""
+        function = _function_of(value)
+        return self._known(value) if function is None else _code(function.__code__)
+
+    def _read(self, kind: type) -> list[Any]:
+        """What the methods read that forward leads to: not all, for one that loads weights, say,
+        reads what is another in each process.
+        """
+        found, names, todo = [], {"forward"}, ["forward"]
+        while todo:
+            function = _function_of(getattr(kind, todo.pop(), None))
+            if function is None or _is_versioned(function):
+                continue
+            found.append(self._function(function))
+            new = {n for n in _names(function.__code__) if hasattr(kind, n)} - names
+            names |= new
+            todo += sorted(new)
+        return found
 
     def _function(self, function: types.FunctionType) -> list[Any]:
         """Its code, and what that reads of its module: numbers, and other functions."""
@@ -199,13 +222,21 @@ class _Description:
         """Of what code reads beside a model's attributes, as far as its value says what it is; for
         the rest there is the verification.
         """
-        value = getattr(value, "__func__", getattr(value, "fget", value))
-        if isinstance(value, types.FunctionType):
-            return self._function(value)
+        met = set(self._met)
         try:
             return self._value(value)
-        except _UnknownError:
+        except Exception:  # whatever it is, it may do anything when it is looked at
+            self._met = met
             return None
+
+
+def _function_of(value: Any) -> types.FunctionType | None:
+    """That of a method of any kind, or of a property."""
+    if isinstance(value, staticmethod | classmethod | types.MethodType):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    return value if isinstance(value, types.FunctionType) else None
 
 
 def _is_versioned(thing: Any) -> bool:
@@ -228,7 +259,12 @@ def _names(code: types.CodeType) -> list[str]:
 
 def _code(code: types.CodeType) -> list[Any]:
     constants = [
-        _code(item) if isinstance(item, types.CodeType) else repr(item) for item in code.co_consts
+        _code(item)
+        if isinstance(item, types.CodeType)
+        else sorted(map(repr, item))  # whose own order is another in each process
+        if isinstance(item, frozenset)
+        else repr(item)
+        for item in code.co_consts
     ]
     return [code.co_code.hex(), list(code.co_names), constants]
 

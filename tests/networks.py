@@ -112,7 +112,7 @@ def images(n: int, h: int, w: int, channels: int = 3, seed: int = 0) -> torch.Te
 
 
 class Scaled(nn.Module):
-    """A tensor that is neither a parameter nor a buffer, and one that forward makes."""
+    """A tensor that is neither a parameter nor a buffer, and those that forward makes and moves."""
 
     def __init__(self, device: str | torch.device = "cpu"):
         super().__init__()
@@ -120,4 +120,5 @@ class Scaled(nn.Module):
         self.scale = torch.full((10,), 2.0, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x) * self.scale + torch.ones(1, device=x.device)
+        y = self.body(x).to(self.scale.device, torch.float64).to(self.scale)
+        return y * self.scale + torch.ones(1, device=x.device)

@@ -3,6 +3,7 @@
 import copy
 import io
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,33 @@ def test_bytes_are_normalised_bit_for_bit(count, height, width, is_built, number
         host = HostFeed(lambda x: x.clone(), preprocess)
     for some in (batch[:1], batch, batch[:2]):
         assert torch.equal(host(some), expected[: len(some)])
+
+
+def test_a_model_gets_its_own_dtype(model):
+    fast = effnet_fast.optimize(model, dtype=torch.float16, backend="reference", verify=False)
+    y = HostFeed(fast, PREPROCESS)(crops(2))
+    assert y.dtype == torch.float16
+    exact = HostFeed(copy.deepcopy(model).double(), PREPROCESS)(crops(2))
+    assert relative_error(y, exact) <= 4 * FLOORS[torch.float16]
+
+
+def test_torchs_defaults_are_the_callers_own(model):
+    expected = HostFeed(model, PREPROCESS)(crops(2))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        host, there = HostFeed(model, PREPROCESS), DeviceFeed(model, PREPROCESS, 2)
+        assert torch.equal(host(crops(2)), expected)
+        assert torch.allclose(there(crops(2)), expected, rtol=1e-5, atol=1e-6)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_an_output_that_only_has_logits(model):
+    def net(x):
+        return types.SimpleNamespace(logits=model(x), other=object())
+
+    assert DeviceFeed(net, PREPROCESS, BATCH)(crops(2)).shape == (2, 10)
 
 
 def _missing():

@@ -15,7 +15,16 @@ import pytest
 import torch
 from runs import RED, TINY, classify, make_photos, names, rows_of, stop_after
 
-from effnet_fast.classify import Classifier, Image, Journal, Preprocess, Result, find_images
+from effnet_fast import cli
+from effnet_fast.classify import (
+    Classifier,
+    Image,
+    Journal,
+    Preprocess,
+    Result,
+    command,
+    find_images,
+)
 from effnet_fast.classify.journal import BlockJournal
 from effnet_fast.cli import main
 from effnet_fast.errors import ArgumentError, BackendError, ResultsError
@@ -148,6 +157,20 @@ def fail_after(monkeypatch, count):
         real(self, result)
 
     monkeypatch.setattr(BlockJournal, "add", add)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-optimize"], ["--backend", "cpu"]])
+def test_what_results_depend_on_is_the_same_with_either_engine(options):
+    """Or one would not go on with what the other has done."""
+    given = ["classify", "photos", "-m", "efficientnet_lite0", "--pretrained", *options]
+    found = []
+    for engine in ("local", "ray"):
+        parsed = cli._parser().parse_args([*given, "--engine", engine])
+        *_, arguments = command._prepared(parsed)
+        found.append(arguments)
+    assert found[0] == found[1]
+    parsed = cli._parser().parse_args([*given[:5], "--engine", "ray", "--gpus-per-actor", "1"])
+    assert command._prepared(parsed)[2]["backend"] == "gpu"
 
 
 @pytest.mark.full

@@ -1,6 +1,8 @@
 """Graphs that were captured before: taken for the same model alone, and verified like new ones."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import pytest
@@ -112,10 +114,30 @@ def test_the_code_of_a_method_is_part_of_it(monkeypatch):
 
 
 BY = 2.0
+IN_ITSELF = []
+IN_ITSELF.append(IN_ITSELF)
+
+
+class Raises:
+    """A placeholder for what is not installed."""
+
+    def __getattribute__(self, name):
+        raise ImportError(name)
+
+
+PLACEHOLDER = Raises()
 
 
 def scaled(x):
     return x * BY
+
+
+def not_of_forward():
+    return OF_THE_PROCESS
+
+
+OF_THE_PROCESS = 1.0
+ACTS = {"scaled": scaled, "unknown": object()}
 
 
 class Scales(Net):
@@ -124,11 +146,18 @@ class Scales(Net):
     FACTOR = 3.0
 
     def forward(self, x):
-        return scaled(super().forward(x)) * self.FACTOR
+        assert ACTS and IN_ITSELF and PLACEHOLDER is not None
+        return self.scaled(super().forward(x)) * self.FACTOR
+
+    def scaled(self, x):
+        return scaled(x)
 
     @staticmethod
     def helper():
         return 1
+
+    def load(self):
+        return not_of_forward()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +175,29 @@ def test_what_a_method_reads_is_part_of_it(monkeypatch, name, value):
     assert key(net(Scales)) not in (None, before)
     monkeypatch.undo()
     assert key(net(Scales)) == before
+
+
+def test_what_only_other_methods_read_is_not(monkeypatch):
+    before = key(net(Scales))
+    monkeypatch.setattr(f"{__name__}.OF_THE_PROCESS", 2.0)
+    assert before == key(net(Scales)) is not None
+
+
+def test_processes_have_the_same_key():
+    code = (
+        "import timm, torch, torchvision, transformers; from effnet_fast import graph_cache\n"
+        "nets = [timm.create_model('efficientnet_b0'), torchvision.models.efficientnet_b0(),\n"
+        "    transformers.EfficientNetForImageClassification(transformers.EfficientNetConfig())]\n"
+        "print([graph_cache.key_of(n.eval(), None, 3, torch.float32) for n in nets])\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    }  # fmt: skip
+    assert len(found) == 1 and "None" not in found.pop()
 
 
 def test_what_cannot_be_told_apart_is_captured_each_time(captures):

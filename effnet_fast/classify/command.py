@@ -182,7 +182,7 @@ def _begin(
     return _ray_engine().RayRun(
         classifier, images, _pool(options),
         address=_address(options),
-        backend=None if options.no_optimize else options.backend or "auto",
+        backend=None if options.no_optimize else _backend(options),
         dtype=dtype_for(options.dtype),
         journal=journal if isinstance(journal, BlockJournal) else None,
     )  # fmt: skip
@@ -205,11 +205,13 @@ def _start(
 
 
 def _backend(options: argparse.Namespace) -> str:
-    """Of `effnet_fast.optimize`; of "auto" on this machine, which one that is, where it is one."""
+    """Of `effnet_fast.optimize`; of "auto" the one that it is: here, or where Ray's actors are."""
     backend = options.backend or "auto"
-    if options.engine == "local" and backend == "auto" and not options.no_optimize:
-        return "gpu" if device_for(backend).type == "cuda" else "cpu"
-    return backend
+    if backend != "auto" or options.no_optimize:
+        return backend
+    if options.engine == "ray":
+        return "gpu" if _pool(options).gpus else "cpu"
+    return "gpu" if device_for(backend).type == "cuda" else "cpu"
 
 
 def _calls(options: argparse.Namespace) -> Calls:
@@ -238,7 +240,7 @@ def _engine(model: torch.nn.Module, options: argparse.Namespace) -> tuple[torch.
     if device.type == "cuda":
         on = f"{options.dtype or 'float32'} on {torch.cuda.get_device_name(device)}"
         if (count := torch.cuda.device_count()) > 1:
-            on += f", one of {count} GPUs (--engine ray uses all)"
+            on += f", one of {count} GPUs (--engine ray --backend gpu: all)"
     fused = f"{100 * report.fused_share:.4g} % of multiply-adds fused"
     return model, f"{report.backend} backend, {fused}, {on}"
 

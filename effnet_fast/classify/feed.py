@@ -108,7 +108,7 @@ class HostFeed:
     """
 
     def __init__(self, model: Model, preprocess: Preprocess):
-        self._model, self._size = model, preprocess.size
+        self._model, self._size, self._dtype = model, preprocess.size, _dtype_of(model)
         self._table = preprocess.table()
         self._normalise = normaliser()
         self._own = threading.local()
@@ -117,11 +117,12 @@ class HostFeed:
         """The model's outputs for crops, uint8 (height, width, 3)."""
         x = getattr(self._own, "x", None)
         if x is None or len(x) < len(batch):
-            x = self._own.x = torch.empty(len(batch), 3, *self._size)
+            shape = (len(batch), 3, *self._size)
+            x = self._own.x = torch.empty(shape, dtype=torch.float32, device="cpu")
         x = x[: len(batch)]
         self._normalise(batch, self._table, x)
         with torch.inference_mode():
-            return self._model(x)
+            return self._model(x.to(self._dtype))
 
 
 def normaliser() -> Callable[[Sequence[np.ndarray], torch.Tensor, torch.Tensor], None]:
@@ -184,6 +185,8 @@ class DeviceFeed:
             pixels = lane.pixels.to(self._device, non_blocking=True)
             x = self._preprocess.normalise(pixels, self._constants)
             outputs = self._model(x.to(self._dtype))
+            # Of an output that is no tuple or dict of tensors only these could be fetched.
+            outputs = getattr(outputs, "logits", outputs)
             fetched = pytree.tree_map_only(torch.Tensor, lane.fetch, outputs)
         lane.wait()
         return pytree.tree_map_only(torch.Tensor, lambda x: x[: len(batch)], fetched)

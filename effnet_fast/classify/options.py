@@ -83,7 +83,8 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
 def _add_backend(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--backend", metavar="NAME",
-        help="auto, cpu, gpu, ptx or reference (default: auto: the GPU where there is one)",
+        help="auto, cpu, gpu, ptx or reference (default: auto: the GPU where there is one, or an "
+        "actor reserves one)",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"),

@@ -138,12 +138,13 @@ class Preprocess:
 
     def table(self) -> torch.Tensor:
         """What `normalise` makes of each byte: float32 (3, 256)."""
-        bytes_ = torch.arange(256, dtype=torch.uint8)
+        bytes_ = torch.arange(256, dtype=torch.uint8, device="cpu")
         return self.normalise(bytes_[None, None, :, None].expand(1, 1, 256, 3))[0, :, 0].clone()
 
     def constants(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The mean and the deviation, float32 (2, 3, 1, 1)."""
-        return torch.tensor((self.mean, self.std), device=device)[..., None, None]
+        numbers = (self.mean, self.std)
+        return torch.tensor(numbers, dtype=torch.float32, device=device)[..., None, None]
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that an image of a width and height is resized to.

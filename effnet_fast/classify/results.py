@@ -114,8 +114,8 @@ class Answers:
             ):
                 kind = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
                 raise TypeError(f"its output is a {kind}; accepted: logits ({len(batch)}, classes)")
-            logits = logits.float()
-            return (logits.softmax(dim=1), logits, *(x.float() for x in rest))
+            logits = logits.float().cpu()  # of a callable they may be anywhere
+            return (logits.softmax(dim=1), logits, *(x.float().cpu() for x in rest))
 
     def _check_classes(self, classes: int) -> None:
         if self.labels is not None and len(self.labels) != classes:
