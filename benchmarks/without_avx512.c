@@ -87,6 +87,7 @@ unsigned int la_objopen(struct link_map* map, Lmid_t space, uintptr_t* cookie) {
   if (!realpath(map->l_name, path)) return 0;  // the program itself
   const char* name = strrchr(path, '/') + 1;
   const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  const int before = patched_count;
   for (int i = 0; i < count; ++i) {
     if (strcmp(sites[i].library, name) != 0) continue;
     if (patched_count == kMost) fail("mapped too often", name);
@@ -98,6 +99,9 @@ unsigned int la_objopen(struct link_map* map, Lmid_t space, uintptr_t* cookie) {
     at[1] = 0x0b;
     mprotect(begin, bytes, PROT_READ | PROT_EXEC);
     patched[patched_count++] = at;
+  }
+  if (patched_count > before) {
+    fprintf(stderr, "without_avx512: %s, %d places\n", name, patched_count - before);
   }
   return 0;
 }

@@ -23,7 +23,6 @@ LIBRARIES = (
 )  # fmt: skip
 VARIABLES = {
     "EFFNET_FAST_ISA": "avx2",
-    "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
@@ -50,7 +49,6 @@ def main(command: list[str]) -> int:
             if library.is_file() and not library.is_symlink():
                 places = sites(library)
                 lines += [f"{library.name} {place}" for place in places]
-                print(f"{library.name}: {len(places)} cpuid", file=sys.stderr)
         found.write_text("\n".join(lines) + "\n")
         own = {"LD_AUDIT": str(audit), "WITHOUT_AVX512_SITES": str(found)}
         return subprocess.run(command, env={**os.environ, **VARIABLES, **own}).returncode
