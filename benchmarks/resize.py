@@ -1,4 +1,5 @@
-"""The resize of photos to a model's crop: the kernel beside torch's 8-bit one and Pillow's.
+"""The resize of photos to a model's crop, beside torch's 8-bit one and Pillow's; and what is made
+of the crops' bytes, beside PyTorch's passes.
 
 python benchmarks/resize.py [--size 224] [--resize 256]
 
@@ -8,14 +9,17 @@ Medians of one thread, in turns, of noise of several sizes.
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 from effnet_fast.classify import Preprocess
+from effnet_fast.classify.feed import HostFeed
 from effnet_fast.gpu.counts import table
 
+BATCH = 16  # as `effnet-fast classify` has
 SIZES = ((640, 480), (1320, 990), (2000, 1500), (4000, 3000))
 
 
@@ -40,15 +44,29 @@ def main() -> None:
             ),
             lambda x=image, to=to: x.resize(to, Image.Resampling.BICUBIC),
         )
-        times = [[] for _ in ways]
-        for _ in range(options.rounds):
-            for way, seconds in zip(ways, times, strict=True):
-                start = time.perf_counter()
-                way()
-                seconds.append(time.perf_counter() - start)
-        medians = (f"{1e3 * statistics.median(seconds):.2f}" for seconds in times)
+        medians = (f"{ms:.2f}" for ms in milliseconds(ways, options.rounds))
         lines.append((str(width), str(height), *medians))
     print("\n".join(table(lines)))
+    noise = np.random.default_rng(0)
+    crops = [noise.integers(0, 256, (*preprocess.size, 3), np.uint8) for _ in range(BATCH)]
+    feed = HostFeed(lambda x: x, preprocess)
+    ways = (
+        lambda: feed(crops),
+        lambda: preprocess.normalise(torch.from_numpy(np.stack(crops))),
+    )
+    ours, passes = (ms / BATCH for ms in milliseconds(ways, options.rounds))
+    print(f"normalised, of {BATCH}: ours {ours:.3f} ms an image, torch {passes:.3f}")
+
+
+def milliseconds(ways: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Medians, in turns."""
+    times = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, seconds in zip(ways, times, strict=True):
+            start = time.perf_counter()
+            way()
+            seconds.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(seconds) for seconds in times]
 
 
 if __name__ == "__main__":

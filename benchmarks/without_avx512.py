@@ -10,6 +10,7 @@ processor is: its clock and its caches are those of one with AVX-512.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +40,10 @@ def main(command: list[str]) -> int:
     if not command:
         print(__doc__, file=sys.stderr)
         return 2
+    for tool in ("objdump", "cc"):
+        if shutil.which(tool) is None:
+            print(f"without_avx512.py: error: there is no {tool} on PATH", file=sys.stderr)
+            return 2
     packages = Path(sysconfig.get_path("purelib"))
     with tempfile.TemporaryDirectory() as folder:
         audit, found = Path(folder, "without_avx512.so"), Path(folder, "sites")

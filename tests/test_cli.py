@@ -336,3 +336,12 @@ def test_demo_notices_wrong_answers():
     assert wrong_with(mug, mug) == ["coffee mug; accepted: espresso"]
     bad = Result("coffee.png", error="no such file")
     assert wrong_with(right, bad) == ["no such file"]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_importing_leaves_the_collector_as_it_was(collects):
+    code = (
+        f"import gc; {'' if collects else 'gc.disable(); '}import effnet_fast\n"
+        f"assert gc.isenabled() is {collects} and gc.get_freeze_count() == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

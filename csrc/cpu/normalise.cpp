@@ -1,5 +1,5 @@
 // By table: whatever arithmetic made its 768 numbers, the bits are that one's. Six loads and three
-// stores a pixel; a division for each number would take as long with the widest vectors.
+// stores a pixel (benchmarks/resize.py).
 #include "effnet_fast/normalise.h"
 
 namespace effnet_fast {
