@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes its name when the block ends; if that raises, all is as before.
 
     It is written beside its place, and on the disk before it takes the name. A link is followed.
+    What a kill leaves there, `scratch_files` finds.
 
     Raises
     ------
@@ -32,3 +34,10 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
         except BaseException:
             scratch.unlink()
             raise
+
+
+def scratch_files(path: str | Path) -> list[Path]:
+    """Files that `whole_file` was writing for a path: of a run that goes on, or was killed."""
+    path = Path(os.path.realpath(path))
+    scratch = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    return sorted(place for place in path.parent.iterdir() if scratch.fullmatch(place.name))

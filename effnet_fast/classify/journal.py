@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import sqlite3
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, ResultsError
+from ..files import scratch_files
 from .results import Result
 from .sinks import checked, open_sink
 
@@ -50,6 +52,8 @@ _COLUMNS = 'filename, "index", label, prob, note, error, mode, logits, embedding
 # What a kill may cost: rows that are not committed. A commit takes some 10 ms on a disk.
 _ROWS, _SECONDS = 1024, 1.0
 PART = 65_536  # rows of a file in a folder of parquet files
+# Of parts that are no results yet: being written, or of a `PartWriter` and not adopted.
+_HIDDEN = re.compile(r"\.{1,2}part-\w+\.parquet(\.[0-9a-f]{16}\.tmp)?")
 
 
 class Journal:
@@ -125,8 +129,7 @@ class Journal:
         else:
             self._compare(dict(self._database.execute("select name, value from run")))
             (self.done,) = self._database.execute("select count(*) from results").fetchone()
-            for part in self._uncommitted():
-                part.unlink(missing_ok=True)
+        self._tidy()
         self._database.execute("commit")
 
     def _compare(self, there: Mapping[str, str]) -> None:
@@ -227,7 +230,7 @@ class Journal:
         self.commit()
         try:
             if self.format == "sqlite":
-                self.close()
+                self._close_for_good()
                 os.replace(self.partial, self.path)
                 return
             if self.folder:
@@ -252,6 +255,15 @@ class Journal:
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.parquet")) if self.folder else []
+
+    def _tidy(self) -> None:
+        """Remove what a killed run was writing, and its parts of rows that are not committed."""
+        scratch = self._hidden() if self.folder else scratch_files(self.path)
+        for path in [*scratch, *self._uncommitted()]:
+            path.unlink(missing_ok=True)
+
+    def _hidden(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if _HIDDEN.fullmatch(path.name)]
 
     def _uncommitted(self) -> list[Path]:
         """Parts of a run that was killed when it had written its last, which may be a short one."""
@@ -284,8 +296,17 @@ class Journal:
 
     def discard(self) -> None:
         """Remove the journal; results stay."""
-        self.close()
+        self._close_for_good()
         self.partial.unlink(missing_ok=True)
+
+    def _close_for_good(self) -> None:
+        """Close the file, and remove SQLite's own journal of it that a killed run left.
+
+        SQLite removes the one it writes itself; a run that has nothing to write finds the killed
+        run's rolled back and leaves it there.
+        """
+        self.close()
+        self.partial.with_name(f"{self.partial.name}-journal").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file."""
@@ -366,16 +387,11 @@ class BlockJournal(Journal):
         self._tidy()
         self.discard()
 
-    def _tidy(self) -> None:
-        for part in self._uncommitted():
-            part.unlink(missing_ok=True)
-
     def _write_parts(self, last: bool = False) -> None:
         pass
 
     def _uncommitted(self) -> list[Path]:
-        hidden = self.path.glob(".*part-*")  # files in the making, too
-        return [p for p in self._parts() if int(p.stem[5:]) >= self.done] + list(hidden)
+        return [part for part in self._parts() if int(part.stem[5:]) >= self.done]
 
 
 @dataclass(frozen=True)
