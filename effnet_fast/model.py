@@ -225,7 +225,8 @@ class Fused(nn.Module):
         return self._outputs(values)
 
     def _traced(self, x: torch.Tensor) -> list[Any]:
-        if torch.compiler.is_exporting():
+        # The flag and not is_exporting(), which torch.compile has made True before PyTorch 2.14.
+        if torch.compiler._is_exporting_flag:
             # Operators with their weights: a graph that stands for itself and can be saved.
             plan = self._plan_of(self._recognised(), tuple(x.shape[-2:]))
             impl = "reference" if self.backend in ("reference", "ptx") else "auto"

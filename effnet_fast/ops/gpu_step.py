@@ -53,6 +53,8 @@ def emulated(device: Device | None = None) -> Iterator[Device]:
 
 def machine() -> Device | None:
     """The PTX machine of the :func:`emulated` block that this is in."""
+    if torch.compiler.is_dynamo_compiling():
+        return None  # a graph's operators ask when they run; PyTorch 2.11 can't trace the question
     return _machine.get()
 
 
