@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -76,6 +76,8 @@ class Journal:
         cannot be made, or another run is making it; its folder has parts of a run that ended.
     """
 
+    _OWN_ARGUMENTS: ClassVar[Mapping[str, Any]] = {}  # what else the rows depend on
+
     def __init__(
         self,
         path: str | Path,
@@ -89,6 +91,7 @@ class Journal:
         self.path, self.format, self.partial = places(path, format)
         self.folder = self.partial.parent == self.path
         self._options = {"topk": topk, "vectors": tuple(vectors)}
+        arguments = {**arguments, **self._OWN_ARGUMENTS}
         self._arguments = {name: json.dumps(value) for name, value in arguments.items()}
         self._rows: list[tuple[Any, ...]] = []
         self._unsettled = False
@@ -332,19 +335,8 @@ class BlockJournal(Journal):
     writing for a run that ended. Arguments as of `Journal`; ``path`` is a folder.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        format: str | None,
-        arguments: Mapping[str, Any],
-        *,
-        topk: int,
-        vectors: Sequence[str] = (),
-        restart: bool = False,
-    ):
-        # The parts of a `Journal` have other rows: neither goes on with what the other has done.
-        arguments = {**arguments, "parts": "by block"}
-        super().__init__(path, format, arguments, topk=topk, vectors=vectors, restart=restart)
+    # The parts of a `Journal` have other rows: neither goes on with what the other has done.
+    _OWN_ARGUMENTS: ClassVar[Mapping[str, Any]] = {"parts": "by block"}
 
     @property
     def writer(self) -> PartWriter:
