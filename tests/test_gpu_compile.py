@@ -290,13 +290,13 @@ def test_another_launch_abi_is_refused(empty_cache, monkeypatch, change, says):
 
 def test_another_minor_version_of_triton_is_refused(monkeypatch):
     triton_compile.import_triton.cache_clear()
-    monkeypatch.setattr(triton, "__version__", "3.9.0")
-    with pytest.raises(BackendError, match=r"Triton 3.9.0 is installed; .*, 3.8 compile"):
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    with pytest.raises(BackendError, match=r"Triton 3.10.0 is installed; .*, 3.9 compile"):
         compile_scaled()
     monkeypatch.setattr(triton, "__version__", "3.80.0")
     with pytest.raises(BackendError, match=r"Triton 3.80.0 is installed"):
         compile_scaled()
-    monkeypatch.setattr(triton, "__version__", "3.8.5+git1234")
+    monkeypatch.setattr(triton, "__version__", "3.9.5+git1234")
     assert triton_compile.import_triton() is triton
     triton_compile.import_triton.cache_clear()
 
@@ -304,7 +304,7 @@ def test_another_minor_version_of_triton_is_refused(monkeypatch):
 def test_no_triton_says_so(monkeypatch):
     triton_compile.import_triton.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(BackendError, match=r"install it with: pip install 'triton==3.8.\*'"):
+    with pytest.raises(BackendError, match=r"install it with: pip install 'triton==3.9.\*'"):
         compile_scaled()
     triton_compile.import_triton.cache_clear()
 
