@@ -5,6 +5,8 @@ import itertools
 import json
 import multiprocessing
 import statistics
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import gpu_model
 
 from effnet_fast import errors
 from effnet_fast.bench import (
@@ -345,6 +351,26 @@ def test_times_of_a_clock_are_reported(lite0, monkeypatch):
     medians = [o["times"]["median"] for o in row["outcomes"].values()]
     assert len(medians) == 3 and statistics.median(medians) > 0
     assert "1.00x" in "\n".join(harness.outcome_table(row["outcomes"], 1))
+
+
+def test_the_model_beside_what_was_measured(lite0):
+    """Results of a GPU that takes twice as long as the model says, and thrice for what it takes."""
+    found, rows = gpu_layers.layers(lite0, 1), {}
+    for layer in found:
+        options = list(gpu_layers.named_options(layer.choice.options))
+        times = {
+            f"effnet_fast: {name}": {"times": {"median": (2 + (at == 0)) * option.seconds}}
+            for at, (name, option) in enumerate(options)
+        }
+        rows[f"layer {layer.name}"] = {"outcomes": times}
+    head, *ratios, _, last = gpu_model.compared(rows, "layer", found)
+    assert "measured / modelled" in head
+    assert {line.split()[-1] for line in ratios} == {"2.00", "3.00"}
+    layers, chosen, fastest = (float(last.split()[at].replace(",", "")) for at in (0, 2, 8))
+    assert layers == sum(layer.repeats for layer in found)
+    assert 0 < fastest < chosen
+    with pytest.raises(errors.ArgumentError, match="no layer of 'other'"):
+        gpu_model.compared(rows, "other", found)
 
 
 # ---- on a CPU, beside other runtimes -------------------------------------------------------------

@@ -89,7 +89,7 @@ class LayerBench:
         """Ways of the package, and PyTorch's."""
         ours = {
             f"effnet_fast: {name}": functools.partial(self.option, option)
-            for name, option in _named(self.layer.choice.options)
+            for name, option in named_options(self.layer.choice.options)
         }
         return ours | {
             "eager": functools.partial(self.stock, torch.contiguous_format),
@@ -163,7 +163,7 @@ class LayerBench:
         return y.double().sum(1) if y.dim() == 3 else y
 
 
-def _named(options: Sequence[Option]) -> Iterator[tuple[str, Option]]:
+def named_options(options: Sequence[Option]) -> Iterator[tuple[str, Option]]:
     """Options under names of their own."""
     seen: dict[str, int] = {}
     for option in options:
