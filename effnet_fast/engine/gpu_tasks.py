@@ -27,6 +27,7 @@ from ..ops.gpu_step import host_side
 from ..plan import Plan, Stage, Step
 
 Tensors = Mapping[str, DeviceTensor]
+_TILINGS = 4  # of a kernel that are measured at most; one takes some 10 ms
 # Packed constants: of (the node's weight, what packs it), made once.
 Pack = Callable[[], Sequence[torch.Tensor | None]]
 
@@ -191,19 +192,21 @@ class _Lowering:
         self.languages = languages
         self.specs: dict[str, Spec] = {name: self.spec_of(name) for name in stage.inputs}
         self.outside = {*stage.inputs, *stage.outputs}
+        self.measures = False
 
     def run(self, measure: Measurement | None) -> tuple[list[Choice], dict[str, Spec]]:
+        self.measures = measure is not None
         choices = []
         steps = list(self.stage.steps)
         while steps:
             step, *following = steps[:2]
             options, done = list(self.ways(step)), (step,)
-            joined = self.joined(step, *following) if following else None
-            if joined is not None:
+            joined = list(self.joined(step, *following)) if following else []
+            if joined:
                 done = (step, *following)
                 name = ", ".join(s.operator for s in done)
                 after = functools.partial(self.ways, *following)
-                options = [joined, *self.both(name, options, after)]
+                options = [*joined, *self.both(name, options, after)]
             choices.append(self.choose(done, options, measure))
             self.specs.update(choices[-1].options[0].specs)
             steps = steps[len(done) :]
@@ -312,19 +315,20 @@ class _Lowering:
             )  # fmt: skip
             yield Option(f"stem_conv ({language})", (task,), {node.name: spec})
 
-    def joined(self, step: Step, following: Step) -> Option | None:
+    def joined(self, step: Step, following: Step) -> Iterator[Option]:
         """One kernel for what makes a value and for what alone reads it, where there is one."""
         node, then = step.nodes[-1], following.nodes[-1]
         if "cuda" not in self.languages or node.name in self.outside:
-            return None
+            return
         if self.readers(node.name) != 1:
-            return None
+            return
         pair = step.operator, following.operator
         if pair == ("stem_conv", "depthwise_conv") and then.x == node.name:
-            return self.ring(then, following.window, node, step.window)
+            yield from self.ring(then, following.window, node, step.window)
         if pair == ("squeeze_excite", "pointwise_conv") and then.gate == node.name:
-            return self.excited_pointwise(node, step.pixels, then)
-        return None
+            excited = self.excited_pointwise(node, step.pixels, then)
+            if excited is not None:
+                yield excited
 
     def both(
         self, name: str, before: Iterable[Option], after: Callable[[], Iterable[Option]]
@@ -340,20 +344,29 @@ class _Lowering:
     def readers(self, name: str) -> int:
         return sum(self.name(n) == name for step in self.plan.steps for n in step.reads())
 
-    def ring(self, node: DepthwiseConv, window: Any, first: Any, stem: Any = None) -> Option | None:
-        """expand_depthwise.cu, where it can."""
+    def ring(
+        self, node: DepthwiseConv, window: Any, first: Any, stem: Any = None
+    ) -> Iterator[Option]:
+        """expand_depthwise.cu, where it can: as the model would have it, or several to measure."""
         spec = self.spec_of(node.name)
-        channels, *out = spec.shape
         cin, h, w = self.map_size(first.x)
         x = DeviceTensor(None, 0, self.dtype, (1, cin, h, w), (h * w * cin, 1, w * cin, cin))
         y = DeviceTensor(None, 0, self.dtype, (1, *spec.shape), spec.strides())
-        acts = first.act, node.act
-        if not cuda_expand.can(x, y, window, *acts, stem):
-            return None
-        operator = "expand_depthwise" if stem is None else "stem_depthwise"
+        if not cuda_expand.can(x, y, window, first.act, node.act, stem):
+            return
         problem = cuda_expand.Problem.of(x, y, window, stem)
-        candidates = cuda_expand.tilings(self.batch, problem, self.target.multiprocessors)
-        cycles, cut = min(candidates, key=lambda pair: pair[0])
+        for cycles, cut in cuda_expand.best_tilings(
+            self.batch, problem, self.target.multiprocessors, _TILINGS if self.measures else 1
+        ):
+            yield self.ring_of(node, window, first, stem, cycles, cut)
+
+    def ring_of(
+        self, node: DepthwiseConv, window: Any, first: Any, stem: Any, cycles: float, cut: Any
+    ) -> Option:
+        """expand_depthwise.cu, cut in one way."""
+        spec = self.spec_of(node.name)
+        channels, *out = spec.shape
+        operator = "expand_depthwise" if stem is None else "stem_depthwise"
         tiles = cuda_expand.tile_count(cut, tuple(out))
         sums, specs = self.sums_of(node.sums, tiles)
         specs = {node.name: spec, **specs}
@@ -364,7 +377,7 @@ class _Lowering:
                 lambda: cuda_expand.pack(first.weight, first.bias, node.weight, node.bias, stem),
             )
             return cuda_expand.launch(
-                device, t[self.name(first.x)], packed, t[node.name], window, *acts,
+                device, t[self.name(first.x)], packed, t[node.name], window, first.act, node.act,
                 None if sums is None else t[sums], stem, cut,
             )  # fmt: skip
 
@@ -456,9 +469,7 @@ class _Lowering:
     def expand_depthwise(self, step: Step) -> Iterator[Option]:
         first, node = step.nodes
         if "cuda" in self.languages:
-            fused = self.ring(node, step.window, first)
-            if fused is not None:
-                yield fused
+            yield from self.ring(node, step.window, first)
         # Two kernels, with the wide map in memory.
         _, h, w = self.map_size(first.x)
         wide = Spec((first.weight.shape[0], h, w), self.dtype)

@@ -35,6 +35,8 @@ def cycles(
     l2_bytes: float = 0.0,
     wavefronts: float = 0.0,
     alone: float = 0.0,
+    resident: int = 1,
+    waits: float = 0.0,
 ) -> float:
     """Cycles of a launch.
 
@@ -45,7 +47,11 @@ def cycles(
         Of a block: of its warps, results of its threads, of its products, bytes that it reads,
         passes through shared memory.
     alone : float
-        Cycles of a block that has a multiprocessor for itself.
+        Cycles of a block that has a multiprocessor for itself, at the least.
+    resident : int
+        Blocks that a multiprocessor has at a time.
+    waits : float
+        Cycles in which a block does nothing, and others may.
     """
     busy = max(
         instructions / ISSUE,
@@ -54,7 +60,13 @@ def cycles(
         l2_bytes / L2_BYTES,
         wavefronts,
     )
-    return max(-(-blocks // multiprocessors) * busy, alone)
+
+    def together(count: int) -> float:
+        """Blocks that share a multiprocessor."""
+        return max(count * busy, busy + waits) if count else 0.0
+
+    rounds, left = divmod(-(-blocks // multiprocessors), resident)
+    return max(rounds * together(resident) + together(left), alone)
 
 
 # A multiprocessor's passes through shared memory, and warps' instructions, of a cycle, at best.
