@@ -1,6 +1,6 @@
 """The model of what GPU kernels take, beside what a GPU took.
 
-    python benchmarks/gpu_model.py [RESULTS] [--model efficientnet_b0] [--size 224]
+    python benchmarks/gpu_model.py [RESULTS] [--model efficientnet_b0] [--batch 64]
 
 RESULTS is of benchmarks/gpu.py, with operators. For each way to do a layer: how many layers have
 it, and their measured over their modelled time. And what a network would take by the model's
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from effnet_fast import optimize
+from effnet_fast.bench.gpu import MODELS
 from effnet_fast.bench.gpu_layers import Layer, layers, named_options
 from effnet_fast.bench.gpu_models import stock_model
 from effnet_fast.errors import ArgumentError, EffnetFastError
@@ -32,7 +33,7 @@ RESULTS = Path(__file__).with_name("results") / "h200_operators.json"
 
 def measured(row: Mapping[str, Any], name: str) -> float | None:
     """The median seconds of an option in a row of results; None where there are none."""
-    times = row["outcomes"].get(f"effnet_fast: {name}", {}).get("times")
+    times = row.get("outcomes", {}).get(f"effnet_fast: {name}", {}).get("times")
     return times and times["median"]
 
 
@@ -73,11 +74,12 @@ def compared(rows: Mapping[str, Any], key: str, found: list[Layer]) -> list[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
-    parser.add_argument("--model", default="efficientnet_b0", metavar="NAME")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", default="efficientnet_b0", choices=MODELS)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     try:
+        if options.batch < 1:
+            raise ArgumentError(f"--batch is {options.batch}; accepted: 1 or more")
         try:
             results = json.loads(options.results.read_text())
             rows, head = results["rows"], results["head"]
@@ -87,12 +89,12 @@ def main() -> int:
                 name=device["name"],
                 multiprocessors=device["multiprocessors"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArgumentError(f"{options.results}: no file of results: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArgumentError(f"{options.results}: no file of results: {error!r}") from error
         model = stock_model(options.model)
         (part,) = optimize(model, dtype=dtype, backend="ptx", verify=False).parts()
         part.home.target = target
-        engine = part.engine((options.size, options.size))
+        engine = part.engine((MODELS[options.model],) * 2)
         key = f"layer {options.model} batch {options.batch}"
         print("\n".join(compared(rows, key, layers(engine, options.batch))))
     except EffnetFastError as error:

@@ -128,10 +128,7 @@ def test_outputs_of_every_kind(model):
     "place, dtype",
     [
         ("cpu", "float32"),
-        *(
-            pytest.param("cuda", d, marks=pytest.mark.gpu)
-            for d in ("float32", "float16", "bfloat16")
-        ),
+        *(pytest.param("cuda", d, marks=pytest.mark.gpu) for d in DTYPES),
     ],
 )
 def test_threads_have_memory_of_their_own(model, place, dtype):

@@ -393,6 +393,7 @@ def test_parts_of_a_folder_of_parquet(tmp_path, monkeypatch, parts):
     assert len(there) == parts
     written = [path.stat().st_mtime_ns for path in there]
     journal.close()
+    Path(folder, f".part-00009.parquet.{'0f' * 8}.tmp").touch()  # of a run that was killed
     journal = Journal(folder, None, {"a": 1}, topk=1)
     for result in results[4 * parts :]:
         journal.add(result)

@@ -18,12 +18,16 @@ from torch import nn
 
 import effnet_fast
 from effnet_fast import errors
+from effnet_fast.bench.gpu_layers import named_options
 from effnet_fast.capture import capture
+from effnet_fast.cuda import expand_depthwise
 from effnet_fast.engine import gpu, gpu_measure, gpu_report
 from effnet_fast.engine.gpu import GpuEngine, Home
-from effnet_fast.gpu import Device, fat_binary
+from effnet_fast.gpu import Device, cost, fat_binary
 from effnet_fast.gpu.device import machine_library
+from effnet_fast.gpu.tensor import DeviceTensor
 from effnet_fast.model import Fused
+from effnet_fast.network import Window
 from effnet_fast.ops import gpu_step
 from effnet_fast.plan import make_plan
 from effnet_fast.verify import FLOORS, relative_error
@@ -479,8 +483,21 @@ def names(choices):
     return [[option.name for option in choice.options] for choice in choices]
 
 
+# EfficientNet-B0's expansion of 24 channels in front of 3 x 3.
+EXPANSION = expand_depthwise.Problem.of(
+    DeviceTensor(None, 0, HALF, (1, 24, 56, 56), (24 * 3136, 1, 24 * 56, 24)),
+    DeviceTensor(None, 0, HALF, (1, 144, 56, 56), (144 * 3136, 1, 144 * 56, 144)),
+    Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    None,
+)
+
+
+def cuts_of(option):
+    return [(task.operator, task.cut) for task in option.tasks]
+
+
 def cuts(choice):
-    return [[(task.operator, task.cut) for task in option.tasks] for option in choice.options]
+    return list(map(cuts_of, choice.options))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -503,9 +520,50 @@ def test_several_tilings_are_measured(at, monkeypatch):
     error, stock = errors_of(model, y, x)
     assert error <= max(1.5 * stock, FLOORS[HALF])
     assert {option.tasks[0].operator for option in chosen} == {"expand_depthwise", "stem_depthwise"}
-    for ours, by_model in zip(engine.choices(2), modelled.choices(2), strict=True):
-        if ours.options[0] in chosen:
-            assert cuts(by_model)[0] in cuts(ours)[1:]
+    pairs = list(zip(engine.choices(2), modelled.choices(2), strict=True))
+    others = [(cuts(ours), cuts(by_model)) for ours, by_model in pairs if ours.options[0] in chosen]
+    assert len(others) > 10
+    for ours, by_model in others:
+        assert by_model[0] in ours[1:]
+        fused = [option for option in by_model if "_depthwise" in option[0][0]]
+        assert len(fused) == 1 and fused[0] in ours[1:]
+    for ours, by_model in pairs:
+        named = dict(named_options(ours.options))
+        assert len(named) == len(ours.options)
+        for name, option in named_options(by_model.options):  # the plain name is the model's
+            assert cuts_of(named[name]) == cuts_of(option)
+
+
+def test_blocks_that_wait_for_each_other_or_not():
+    """Of 10 multiprocessors, blocks of 100 cycles."""
+
+    def cycles(blocks, **waits):
+        return cost.cycles(blocks, 10, 100 * cost.ISSUE, **waits)
+
+    assert cycles(30) == 300 and cycles(31) == 400
+    assert cycles(20, waits=50) == 300  # one after the other
+    assert cycles(20, resident=2, waits=50) == 200  # one works while the other waits
+    assert cycles(20, resident=2, waits=150) == 250
+    assert cycles(30, resident=2, waits=150) == 500  # the third waits alone
+    assert cycles(30, resident=2, waits=150, alone=600) == 600
+
+
+def test_the_tilings_to_measure():
+    """The model's, and then those that take least with their waits."""
+    problem, n, multiprocessors = EXPANSION, 64, 132
+    every = list(expand_depthwise.tilings(n, problem, multiprocessors))
+    first, *others = expand_depthwise.best_tilings(n, problem, multiprocessors, 4)
+    assert first == min(every, key=lambda pair: pair[0]) and len(others) == 3
+    assert len({cut for _, cut in (first, *others)}) == 4
+
+    def waiting(cut):
+        geometry = expand_depthwise.Geometry.of(cut, problem)
+        return expand_depthwise._cycles(n, problem, cut, geometry, multiprocessors, waits=True)
+
+    least = min(waiting(cut) for _, cut in every)
+    assert waiting(others[0][1]) == least < waiting(first[1])
+    assert [waiting(cut) for _, cut in others] == sorted(waiting(cut) for _, cut in others)
+    assert expand_depthwise.best_tilings(n, problem, multiprocessors, 1) == [first]
 
 
 def test_too_little_memory_to_measure(tmp_path, monkeypatch, caplog):

@@ -449,7 +449,8 @@ def _cycles(
         l2_bytes=(work.products * PIXELS + cut.channels) * p.depth * SIZE,
         wavefronts=passes,
         alone=rests + 2500,
-        **({"resident": resident, "waits": rests + 2500} if waits else {}),
+        resident=resident if waits else 1,
+        waits=rests + 2500 if waits else 0.0,
     )
 
 

@@ -27,7 +27,7 @@ from ..ops.gpu_step import host_side
 from ..plan import Plan, Stage, Step
 
 Tensors = Mapping[str, DeviceTensor]
-_TILINGS = 4  # of a kernel that are measured at most; one takes some 10 ms
+_TILINGS = 4  # of a kernel that are measured at most: each is five samples of half a millisecond
 # Packed constants: of (the node's weight, what packs it), made once.
 Pack = Callable[[], Sequence[torch.Tensor | None]]
 
@@ -355,18 +355,29 @@ class _Lowering:
         if not cuda_expand.can(x, y, window, first.act, node.act, stem):
             return
         problem = cuda_expand.Problem.of(x, y, window, stem)
-        for cycles, cut in cuda_expand.best_tilings(
+        operator = "expand_depthwise" if stem is None else "stem_depthwise"
+        candidates = cuda_expand.best_tilings(
             self.batch, problem, self.target.multiprocessors, _TILINGS if self.measures else 1
-        ):
-            yield self.ring_of(node, window, first, stem, cycles, cut)
+        )
+        for cycles, cut in candidates:
+            # The plain name is of the model's choice.
+            name = operator if cut is candidates[0][1] else f"{operator}, {cut}"
+            yield self.ring_of(name, operator, node, window, first, stem, cycles, cut)
 
     def ring_of(
-        self, node: DepthwiseConv, window: Any, first: Any, stem: Any, cycles: float, cut: Any
+        self,
+        name: str,
+        operator: str,
+        node: DepthwiseConv,
+        window: Any,
+        first: Any,
+        stem: Any,
+        cycles: float,
+        cut: Any,
     ) -> Option:
         """expand_depthwise.cu, cut in one way."""
         spec = self.spec_of(node.name)
         channels, *out = spec.shape
-        operator = "expand_depthwise" if stem is None else "stem_depthwise"
         tiles = cuda_expand.tile_count(cut, tuple(out))
         sums, specs = self.sums_of(node.sums, tiles)
         specs = {node.name: spec, **specs}
@@ -387,7 +398,7 @@ class _Lowering:
             cuda_expand.blocks(cut, self.batch, channels, tuple(out)), str(cut),
             cut.images,
         )  # fmt: skip
-        return self.with_totals(operator, node, (task,), specs, sums)
+        return self.with_totals(name, node, (task,), specs, sums)
 
     def with_totals(
         self,

@@ -33,7 +33,7 @@ SCALAR_BYTES = {
     "u1": 1, "u8": 1, "u16": 2, "u32": 4, "u64": 8,
     "fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8,
 }  # fmt: skip
-_WANTED = f"'triton=={TRITONS[-1]}.*'"
+_WANTED = f"'triton>={TRITONS[0]},<3.{int(TRITONS[-1].partition('.')[2]) + 1}'"
 # How a signature calls a tensor's elements.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SCRATCH = ("global scratch", "profile scratch")
